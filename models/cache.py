@@ -1,0 +1,94 @@
+"""The paged key/value cache as the model sees it: pages, page tables, lengths."""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.pytree import pytree
+
+PAGE_SIZES = (16, 32, 64, 128)
+
+
+@pytree
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PagedKVCache:
+    """Keys and values of every request, stored in pages of `p` tokens.
+
+    A page holds one layer's keys (or values) of `p` consecutive tokens for all KV heads, one
+    head's part contiguous: `[K, p, H]`. Which pages belong to a request, in order, is its row of
+    `page_table`; entries past `ceil(length / p)` are not read. The same table serves all layers.
+
+    Attributes:
+        k_pages: L arrays `[P, K, p, H]`.
+        v_pages: L arrays `[P, K, p, H]`.
+        page_table: `[B, M]` int32, page numbers below P.
+        lengths: `[B]` int32, tokens held for each row.
+    """
+
+    k_pages: tuple[jax.Array, ...]
+    v_pages: tuple[jax.Array, ...]
+    page_table: jax.Array
+    lengths: jax.Array
+
+    @classmethod
+    def create(
+        cls,
+        config: DecoderConfig,
+        *,
+        batch_size: int,
+        max_len: int,
+        page_size: int = 64,
+        num_pages: int | None = None,
+        dtype: Any = jnp.bfloat16,
+    ) -> Self:
+        """Allocate an empty cache in which row b owns pages b·M … b·M + M - 1.
+
+        Args:
+            config: The model's shape.
+            batch_size: B.
+            max_len: Tokens a row can hold; rounded up to whole pages.
+            page_size: p, tokens per page: 16, 32, 64 or 128.
+            num_pages: P; default `batch_size` times the pages of a row.
+            dtype: Of keys and values.
+
+        Raises:
+            ValueError: a size that is not positive, or a page size that kernels lack.
+        """
+        if page_size not in PAGE_SIZES:
+            raise ValueError(f"page_size must be one of {PAGE_SIZES}; got {page_size}")
+        if batch_size < 1 or max_len < 1:
+            raise ValueError(
+                f"batch_size and max_len must be positive; got {batch_size} and {max_len}"
+            )
+        pages_per_row = -(-max_len // page_size)
+        total = batch_size * pages_per_row if num_pages is None else num_pages
+        shape = (total, config.num_kv_heads, page_size, config.head_dim)
+        table = jnp.arange(batch_size * pages_per_row, dtype=jnp.int32)
+        return cls(
+            k_pages=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+            v_pages=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+            page_table=(table % total).reshape(batch_size, pages_per_row),
+            lengths=jnp.zeros((batch_size,), jnp.int32),
+        )
+
+    @property
+    def page_size(self) -> int:
+        """p, tokens per page."""
+        return self.k_pages[0].shape[2]
+
+    @property
+    def num_pages(self) -> int:
+        """P, pages in the pool."""
+        return self.k_pages[0].shape[0]
+
+    @property
+    def max_len(self) -> int:
+        """Tokens that one row can hold."""
+        return self.page_table.shape[1] * self.page_size
+
+    def replace(self, **fields: Any) -> Self:
+        """A copy with some fields replaced."""
+        return dataclasses.replace(self, **fields)

@@ -1,0 +1,139 @@
+"""How an op picks one of its implementations, and says so.
+
+An op's `api.py` builds `{name: callable}` in order of preference and calls `choose`. An
+implementation that cannot serve a call raises `NotSupported` before it computes anything.
+"""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+logger = logging.getLogger("jaxinfer")
+
+Implementation = str | Sequence[str] | None
+
+
+class NotSupported(NotImplementedError):
+    """An implementation cannot serve a call.
+
+    Attributes:
+        op: Name of the op, e.g. `"attention"`.
+        implementation: Name of the implementation, e.g. `"cudnn"`.
+        argument: The argument that it cannot serve, with the value that came.
+        nearest: What it could serve instead, in words; empty if nothing.
+    """
+
+    def __init__(self, op: str, implementation: str, argument: str, nearest: str = ""):
+        self.op, self.implementation = op, implementation
+        self.argument, self.nearest = argument, nearest
+        hint = f"; supported: {nearest}" if nearest else ""
+        super().__init__(f"{op}[{implementation}] does not support {argument}{hint}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What the dispatcher did for one op, most recent call.
+
+    Attributes:
+        op: Name of the op.
+        implementation: The one taken.
+        passed_over: Reason for each implementation that was tried first and refused.
+    """
+
+    op: str
+    implementation: str
+    passed_over: tuple[str, ...] = ()
+
+
+_forced: list[tuple[str, str | None]] = []
+_choices: dict[str, Choice] = {}
+_logged: set[tuple[str, str]] = set()
+
+
+@contextlib.contextmanager
+def force_implementation(implementation: str, *, op: str | None = None) -> Iterator[None]:
+    """Make every op (or only `op`) use `implementation` where the caller named none.
+
+    For ablations and tests. It acts while a function is traced: wrap the first call of a jitted
+    function, not a later one. An op that lacks the implementation keeps its own choice.
+
+    >>> with force_implementation("xla"):
+    ...     pass
+    """
+    _forced.append((implementation, op))
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def choices() -> dict[str, Choice]:
+    """The latest choice of every op traced so far in this process, by op name."""
+    return dict(_choices)
+
+
+def choose(
+    op: str,
+    implementation: Implementation,
+    candidates: Mapping[str, Callable[[], Any]],
+    preferred: Sequence[str],
+) -> Any:
+    """Run the implementation asked for, or the first of `preferred` that can serve the call.
+
+    Args:
+        op: Name of the op, for messages.
+        implementation: A name: only that one, and its error surfaces. A sequence: these, in
+            order. None: `preferred`, in order, after anything forced.
+        candidates: Every implementation the op has, each a thunk that raises `NotSupported`
+            before computing if it cannot serve the call.
+        preferred: Order for `None`; the measured choice first.
+
+    Raises:
+        ValueError: an unknown implementation was named.
+        NotSupported: the only one named cannot serve the call.
+        ExceptionGroup: none of several can.
+    """
+    order = _order(op, implementation, candidates, preferred)
+    reasons: list[NotSupported] = []
+    for name in order:
+        try:
+            result = candidates[name]()
+        except NotSupported as reason:
+            if len(order) == 1:
+                raise
+            reasons.append(reason)
+            continue
+        _record(op, name, reasons)
+        return result
+    raise ExceptionGroup(f"{op}: no implementation can serve this call", reasons)
+
+
+def _order(
+    op: str,
+    implementation: Implementation,
+    candidates: Mapping[str, Callable[[], Any]],
+    preferred: Sequence[str],
+) -> list[str]:
+    if implementation is None:
+        for name, only in reversed(_forced):
+            if only in (None, op) and name in candidates:
+                return [name]
+        return list(preferred)
+    names = [implementation] if isinstance(implementation, str) else list(implementation)
+    unknown = [name for name in names if name not in candidates]
+    if unknown or not names:
+        raise ValueError(
+            f"implementation of {op} must be among {sorted(candidates)}; got {implementation!r}"
+        )
+    return names
+
+
+def _record(op: str, name: str, reasons: Sequence[NotSupported]) -> None:
+    passed_over = tuple(str(reason) for reason in reasons)
+    _choices[op] = Choice(op=op, implementation=name, passed_over=passed_over)
+    for reason in passed_over:
+        if (op, reason) not in _logged:
+            _logged.add((op, reason))
+            logger.info("%s; using %s", reason, name)

@@ -1,0 +1,113 @@
+"""The one module through which kernels reach Mosaic GPU.
+
+Pallas' Mosaic GPU interface may change with any JAX release, so every symbol that a kernel uses
+is named here, and so is the one place that knows what the CPU interpreter cannot run.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as _mgpu
+
+from jaxinfer.pallas_kernels.device import H100, DeviceSpec, use_device
+
+ACC = _mgpu.ACC
+Barrier = _mgpu.Barrier
+CompilerParams = _mgpu.CompilerParams
+GMEM = _mgpu.GMEM
+InterpretGPUParams = _mgpu.InterpretGPUParams
+Layout = _mgpu.Layout
+LoweringSemantics = _mgpu.LoweringSemantics
+RefUnion = _mgpu.RefUnion
+SMEM = _mgpu.SMEM
+SemaphoreType = _mgpu.SemaphoreType
+SwizzleTransform = _mgpu.SwizzleTransform
+TilingTransform = _mgpu.TilingTransform
+barrier_arrive = _mgpu.barrier_arrive
+barrier_wait = _mgpu.barrier_wait
+broadcasted_iota = _mgpu.broadcasted_iota
+commit_smem = _mgpu.commit_smem
+copy_gmem_to_smem = _mgpu.copy_gmem_to_smem
+copy_smem_to_gmem = _mgpu.copy_smem_to_gmem
+kernel = _mgpu.kernel
+layout_cast = _mgpu.layout_cast
+load = _mgpu.load
+set_max_registers = _mgpu.set_max_registers
+wait_smem_to_gmem = _mgpu.wait_smem_to_gmem
+wgmma = _mgpu.wgmma
+wgmma_wait = _mgpu.wgmma_wait
+
+__all__ = [
+    "ACC",
+    "GMEM",
+    "SMEM",
+    "Barrier",
+    "CompilerParams",
+    "InterpretGPUParams",
+    "Layout",
+    "LoweringSemantics",
+    "RefUnion",
+    "SemaphoreType",
+    "SwizzleTransform",
+    "TilingTransform",
+    "barrier_arrive",
+    "barrier_wait",
+    "broadcasted_iota",
+    "commit_smem",
+    "copy_gmem_to_smem",
+    "copy_smem_to_gmem",
+    "interpret",
+    "interpreting",
+    "kernel",
+    "layout_cast",
+    "load",
+    "lower_for_cuda",
+    "pl",
+    "set_max_registers",
+    "wait_smem_to_gmem",
+    "wgmma",
+    "wgmma_wait",
+]
+
+_interpreting: list[bool] = [False]
+
+
+def interpreting() -> bool:
+    """Whether kernels traced now run in the CPU interpreter (see `interpret`)."""
+    return _interpreting[-1]
+
+
+@contextlib.contextmanager
+def interpret(spec: DeviceSpec = H100, *, detect_races: bool = True) -> Iterator[None]:
+    """Run Mosaic GPU kernels on the CPU, as if on `spec`, with race detection.
+
+    For tests. Kernels are slow here (seconds for small shapes).
+    """
+    device = jax.sharding.AbstractDevice(
+        device_kind=spec.name, platform="gpu", num_cores=spec.num_sms
+    )
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    params = _mgpu.InterpretGPUParams(detect_races=detect_races)
+    _interpreting.append(True)
+    try:
+        with (
+            use_device(spec),
+            jax.sharding.use_abstract_mesh(mesh),
+            _mgpu.force_gpu_interpret_mode(params),
+        ):
+            yield
+    finally:
+        _interpreting.pop()
+
+
+def lower_for_cuda(function, *args, spec: DeviceSpec = H100, **kwargs) -> str:
+    """Lower `function` for CUDA on a machine without a GPU, and return the module's text.
+
+    Runs layout inference and the Mosaic lowering, so that an illegal layout, tile shape or an
+    overflow of shared memory shows up as an error. `args` may be `jax.ShapeDtypeStruct`.
+    """
+    with use_device(spec):
+        traced = jax.jit(function).trace(*args, **kwargs)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
