@@ -1,7 +1,7 @@
 """The paged key/value cache as the model sees it: pages, page tables, lengths."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class PagedKVCache:
         page_size: int = 64,
         num_pages: int | None = None,
         dtype: Any = jnp.bfloat16,
-    ) -> Self:
+    ) -> "PagedKVCache":
         """Allocate an empty cache in which row b owns pages b·M … b·M + M - 1.
 
         Args:
@@ -89,6 +89,6 @@ class PagedKVCache:
         """Tokens that one row can hold."""
         return self.page_table.shape[1] * self.page_size
 
-    def replace(self, **fields: Any) -> Self:
+    def replace(self, **fields: Any) -> "PagedKVCache":
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **fields)

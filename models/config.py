@@ -1,7 +1,7 @@
 """The shape of a decoder: one dataclass for every family."""
 
 import dataclasses
-from typing import Literal, Self
+from typing import Literal
 
 ROPE_TYPES = ("linear", "llama3", "yarn")
 
@@ -145,7 +145,7 @@ class DecoderConfig:
         return self.num_layers * layer + heads * self.vocab_size * self.hidden_size
 
     @classmethod
-    def llama2_7b(cls) -> Self:
+    def llama2_7b(cls) -> "DecoderConfig":
         """Shape of Llama-2-7B."""
         return cls(
             family="llama", vocab_size=32_000, hidden_size=4096, num_layers=32, num_heads=32,
@@ -153,7 +153,7 @@ class DecoderConfig:
         )  # fmt: skip
 
     @classmethod
-    def llama3_8b(cls) -> Self:
+    def llama3_8b(cls) -> "DecoderConfig":
         """Shape of Llama-3-8B."""
         return cls(
             family="llama", vocab_size=128_256, hidden_size=4096, num_layers=32, num_heads=32,
@@ -162,7 +162,7 @@ class DecoderConfig:
         )  # fmt: skip
 
     @classmethod
-    def tiny(cls, **overrides: object) -> Self:
+    def tiny(cls, **overrides: object) -> "DecoderConfig":
         """A model small enough for any test; `overrides` replace single fields."""
         fields: dict[str, object] = {
             "family": "llama", "vocab_size": 256, "hidden_size": 64, "num_layers": 2,

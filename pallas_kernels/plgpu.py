@@ -111,3 +111,18 @@ def lower_for_cuda(function, *args, spec: DeviceSpec = H100, **kwargs) -> str:
     with use_device(spec):
         traced = jax.jit(function).trace(*args, **kwargs)
         return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def wgmma_add(acc: jax.Array, lhs, rhs) -> jax.Array:
+    """`acc + lhs @ rhs` for an accumulator carried in registers and operands in shared memory.
+
+    The interpreter cannot start an accumulator from a value; there the product is added to it.
+    """
+    if interpreting():
+
+        def product(ref):
+            wgmma(ref, lhs, rhs)
+            return ref[...]
+
+        return acc + pl.run_scoped(product, ACC(acc.shape, acc.dtype))
+    return pl.run_state(lambda ref: wgmma(ref, lhs, rhs))(ACC.init(acc))

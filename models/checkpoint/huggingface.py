@@ -1,0 +1,148 @@
+"""Hugging Face directories: `config.json`, safetensors (one file or several), tokenizer files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxinfer.models.checkpoint.base import GenerationDefaults
+from jaxinfer.models.checkpoint.huggingface_config import config_from_huggingface
+from jaxinfer.models.errors import CheckpointError
+from jaxinfer.models.tokenizer.from_files import tokenizer_from_directory
+from jaxinfer.models.tokenizer.tokenizer import Tokenizer
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+_ATTENTION = {
+    "q_proj": "self_attn.q_proj.weight",
+    "k_proj": "self_attn.k_proj.weight",
+    "v_proj": "self_attn.v_proj.weight",
+    "o_proj": "self_attn.o_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "gate_proj": "mlp.gate_proj.weight",
+    "up_proj": "mlp.up_proj.weight",
+    "down_proj": "mlp.down_proj.weight",
+    "attn_norm": "input_layernorm.weight",
+}
+_PLAIN_NORMS = {"mlp_norm": "post_attention_layernorm.weight"}
+# With norms on both sides of each block, Hugging Face's names shift.
+_SANDWICH_NORMS = {
+    "post_attn_norm": "post_attention_layernorm.weight",
+    "mlp_norm": "pre_feedforward_layernorm.weight",
+    "post_mlp_norm": "post_feedforward_layernorm.weight",
+}
+_TOP = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight",
+        "lm_head": "lm_head.weight"}  # fmt: skip
+
+
+class HuggingFaceCheckpoint:
+    """A directory in Hugging Face's layout; weights are read lazily. See `Checkpoint`."""
+
+    def __init__(self, path: Path):
+        """Open a directory.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+            UnsupportedModelError: an architecture that is not implemented.
+        """
+        self.path = str(path)
+        self._folder = path
+        values = read_json(path / "config.json")
+        self.config = config_from_huggingface(values, str(path / "config.json"))
+        self.generation = _generation(path, values)
+        norms = _SANDWICH_NORMS if self.config.sandwich_norms else _PLAIN_NORMS
+        self._names = _ATTENTION | norms
+        self._files = self._locate()
+
+    def _locate(self) -> dict[str, Path]:
+        """File of every tensor."""
+        index = self._folder / INDEX
+        if index.exists():
+            table = read_json(index).get("weight_map")
+            if not isinstance(table, dict):
+                raise CheckpointError(f"{index}: weight_map is missing")
+            return {name: self._folder / file for name, file in table.items()}
+        single = self._folder / SINGLE
+        if not single.exists():
+            raise CheckpointError(f"{self._folder}: neither {SINGLE} nor {INDEX} is there")
+        with _safetensors(single) as file:
+            return dict.fromkeys(file.keys(), single)
+
+    def read(self, name: str) -> np.ndarray:
+        """One weight by canonical name; see `Checkpoint.read`."""
+        if name in _TOP:
+            stored = _TOP[name]
+        else:
+            _, layer, part = name.split(".")
+            stored = f"model.layers.{layer}.{self._names[part]}"
+        path = self._files.get(stored)
+        if path is None:
+            raise CheckpointError(f"{self.path}: tensor {stored} is missing")
+        with _safetensors(path) as file:
+            try:
+                array = file.get_tensor(stored)
+            except Exception as error:  # safetensors raises its own type
+                raise CheckpointError(f"{path}: cannot read {stored}: {error}") from error
+        array = np.asarray(array)
+        if "norm" in name and self.config.family == "gemma3":
+            array = array.astype(np.float32) + 1.0  # stored as the difference to 1
+        return array.T if array.ndim == 2 and name != "embed" else array
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer beside the weights; see `Checkpoint.tokenizer`."""
+        return checked_tokenizer(self._folder, self.config.vocab_size)
+
+
+def checked_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a directory, refused if it has more tokens than the model."""
+    tokenizer = tokenizer_from_directory(folder)
+    if tokenizer.vocab_size > vocab_size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{vocab_size}"
+        )
+    return tokenizer
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is missing or not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return values
+
+
+def _safetensors(path: Path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # The numpy framework of safetensors lacks bfloat16; jax's has it.
+        return safe_open(path, framework="flax")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: truncated or corrupt safetensors ({error})") from error
+
+
+def _generation(folder: Path, values: dict[str, Any]) -> GenerationDefaults:
+    path = folder / "generation_config.json"
+    extra = read_json(path) if path.exists() else {}
+    eos = extra.get("eos_token_id", values.get("eos_token_id"))
+    ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    fields = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    sampling = {name: extra[name] for name in fields if extra.get(name) is not None}
+    return GenerationDefaults(eos_token_ids=ids, sampling=sampling)

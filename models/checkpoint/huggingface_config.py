@@ -1,0 +1,130 @@
+"""Hugging Face's `config.json` as a `DecoderConfig`."""
+
+from typing import Any
+
+from jaxinfer.models.config import ROPE_TYPES, DecoderConfig, RopeScaling
+from jaxinfer.models.errors import CheckpointError, UnsupportedModelError
+
+FAMILIES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Gemma3ForCausalLM": "gemma3",
+}
+
+
+def config_from_huggingface(values: dict[str, Any], source: str) -> DecoderConfig:
+    """Read the fields that decide a decoder's shape.
+
+    Args:
+        values: Parsed `config.json`.
+        source: Its path, for messages.
+
+    Raises:
+        UnsupportedModelError: an architecture or RoPE type that is not implemented.
+        CheckpointError: a field is missing or contradicts another.
+    """
+    architecture = (values.get("architectures") or ["(none)"])[0]
+    family = FAMILIES.get(architecture)
+    if family is None:
+        raise UnsupportedModelError(
+            f"{source}: architecture {architecture!r} is not supported; "
+            f"supported: {', '.join(sorted(FAMILIES))}"
+        )
+    if "quantization_config" in values:
+        method = values["quantization_config"].get("quant_method", "unknown")
+        raise UnsupportedModelError(
+            f"{source}: quantised weights ({method}) are not supported in this format; "
+            "supported: float32, float16, bfloat16"
+        )
+    try:
+        return _build(values, family, source)
+    except KeyError as error:
+        raise CheckpointError(f"{source}: field {error} is missing") from error
+    except (TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def _build(values: dict[str, Any], family: str, source: str) -> DecoderConfig:
+    layers, heads = int(values["num_hidden_layers"]), int(values["num_attention_heads"])
+    hidden = int(values["hidden_size"])
+    gemma = family == "gemma3"
+    head_dim = int(values.get("head_dim") or hidden // heads)
+    rope = values.get("rope_parameters") or {}
+    # Gemma 3 keeps one set per kind of layer in newer files.
+    full, sliding = rope.get("full_attention", rope), rope.get("sliding_attention", {})
+    theta = full.get("rope_theta", values.get("rope_theta", 1e6 if gemma else 10_000.0))
+    local_theta = sliding.get("rope_theta", values.get("rope_local_base_freq", 10_000.0))
+    window, local = _windows(values, layers, gemma)
+    scale = values.get("query_pre_attn_scalar")
+    default_head = "gelu_pytorch_tanh" if gemma else "silu"
+    activation = values.get("hidden_activation") or values.get("hidden_act") or default_head
+    activations = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh"}
+    if activation not in activations:
+        raise UnsupportedModelError(
+            f"{source}: activation {activation!r} is not supported; "
+            f"supported: {', '.join(activations)}"
+        )
+    return DecoderConfig(
+        family=family,
+        vocab_size=int(values["vocab_size"]),
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=int(values.get("num_key_value_heads") or heads),
+        head_dim=head_dim,
+        intermediate_size=int(values["intermediate_size"]),
+        max_position_embeddings=int(values["max_position_embeddings"]),
+        rms_norm_eps=float(values.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(theta),
+        rope_scaling=_scaling(values.get("rope_scaling") or full, values, source),
+        local_rope_theta=float(local_theta) if gemma else None,
+        sliding_window=window,
+        local_layers=local,
+        activation=activations[activation],
+        qkv_bias=bool(values.get("attention_bias", family == "qwen2")),
+        qk_norm=family in ("qwen3", "gemma3"),
+        sandwich_norms=gemma,
+        attention_softcap=values.get("attn_logit_softcapping"),
+        final_softcap=values.get("final_logit_softcapping"),
+        attention_scale=float(scale) ** -0.5 if gemma and scale else None,
+        embedding_scale=hidden**0.5 if gemma else 1.0,
+        tie_embeddings=bool(values.get("tie_word_embeddings", gemma)),
+    )
+
+
+def _windows(
+    values: dict[str, Any], layers: int, gemma: bool
+) -> tuple[int | None, tuple[bool, ...]]:
+    window = values.get("sliding_window")
+    if window is None or values.get("use_sliding_window") is False:
+        return None, ()
+    if kinds := values.get("layer_types"):
+        return int(window), tuple(kind == "sliding_attention" for kind in kinds)
+    if gemma:
+        period = int(values.get("sliding_window_pattern", 6))
+        return int(window), tuple((i + 1) % period != 0 for i in range(layers))
+    first = int(values.get("max_window_layers", 0)) if "use_sliding_window" in values else 0
+    return int(window), tuple(i >= first for i in range(layers))
+
+
+def _scaling(rope: dict[str, Any], values: dict[str, Any], source: str) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in ROPE_TYPES:
+        raise UnsupportedModelError(
+            f"{source}: rope scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}"
+        )
+    known = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
+    fields = {name: float(rope[name]) for name in known if rope.get(name) is not None}
+    trained = rope.get("original_max_position_embeddings", values["max_position_embeddings"])
+    return RopeScaling(
+        rope_type=kind,
+        factor=float(rope["factor"]),
+        original_max_position_embeddings=int(trained),
+        **fields,
+    )

@@ -1,0 +1,128 @@
+"""Converted models: weights in an Orbax checkpoint, shape and tokenizer beside them.
+
+Layout: `jaxinfer.json` (format, configuration, generation defaults), `weights/` (Orbax),
+`tokenizer.json` and `tokenizer_config.json` (Hugging Face's files).
+"""
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxinfer.models.checkpoint.base import GenerationDefaults
+from jaxinfer.models.checkpoint.huggingface import checked_tokenizer, read_json
+from jaxinfer.models.config import DecoderConfig, RopeScaling
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.models.errors import CheckpointError
+from jaxinfer.models.tokenizer.tokenizer import Tokenizer
+
+FILE = "jaxinfer.json"
+FORMAT = 1
+
+
+class OrbaxCheckpoint:
+    """A directory written by `save_orbax`; see `Checkpoint`."""
+
+    def __init__(self, path: Path):
+        """Open a directory.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, or of another format.
+        """
+        self.path = str(path)
+        self._folder = path
+        values = read_json(path / FILE)
+        if values.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path / FILE}: format {values.get('format')!r} is unknown; expected {FORMAT}"
+            )
+        try:
+            self.config = _config(values["config"])
+            generation = values["generation"]
+            self.generation = GenerationDefaults(
+                eos_token_ids=tuple(generation["eos_token_ids"]), sampling=generation["sampling"]
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path / FILE}: {error}") from error
+        self._weights: dict[str, Any] | None = None
+
+    def read(self, name: str) -> np.ndarray:
+        """One weight by canonical name; see `Checkpoint.read`. The first call reads the file."""
+        if self._weights is None:
+            self._weights = _restore(self._folder / "weights")
+        try:
+            return np.asarray(self._weights.pop(name))
+        except KeyError:
+            raise CheckpointError(f"{self.path}: weight {name} is missing") from None
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer beside the weights; see `Checkpoint.tokenizer`."""
+        return checked_tokenizer(self._folder, self.config.vocab_size)
+
+
+def save_orbax(
+    path: Path,
+    model: Decoder,
+    *,
+    tokenizer: Tokenizer | None = None,
+    generation: GenerationDefaults | None = None,
+) -> None:
+    """Write a model so that `open_checkpoint` reads it back.
+
+    Everything is written beside the target and renamed at the end: after an error, a full disk
+    or Ctrl-C nothing is left.
+
+    Args:
+        path: Directory to create.
+        model: Its weights are stored in their dtype.
+        tokenizer: Stored beside them.
+        generation: Stored beside them.
+
+    Raises:
+        FileExistsError: `path` exists.
+    """
+    import orbax.checkpoint as ocp
+
+    path = Path(path).absolute()
+    if path.exists():
+        raise FileExistsError(f"{path} exists; remove it or choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(scratch / "weights", dict(model.canonical_weights()))
+        generation = generation or GenerationDefaults()
+        values = {
+            "format": FORMAT,
+            "config": dataclasses.asdict(model.config),
+            "generation": dataclasses.asdict(generation),
+        }
+        (scratch / FILE).write_text(json.dumps(values, indent=2))
+        if tokenizer is not None:
+            tokenizer.save(scratch)
+        scratch.chmod(0o755)
+        scratch.rename(path)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _restore(folder: Path) -> dict[str, Any]:
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            return dict(checkpointer.restore(folder.absolute()))
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: damaged Orbax checkpoint ({error})") from error
+
+
+def _config(values: dict[str, Any]) -> DecoderConfig:
+    values = dict(values, local_layers=tuple(values["local_layers"]))
+    if values["rope_scaling"] is not None:
+        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+    return DecoderConfig(**values)

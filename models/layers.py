@@ -1,0 +1,156 @@
+"""The parts of a decoder layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.pallas_kernels.attention.api import attention
+from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
+from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
+
+Initializer = Callable[[tuple[int, ...]], jax.Array]
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation, computed in float32."""
+
+    def __init__(self, weight: jax.Array, eps: float):
+        self.weight = nnx.Param(weight)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Normalise the last axis and multiply by the weight; same shape and dtype."""
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """Gated feed-forward; gate and up projections are one matrix `[D, 2F]`."""
+
+    def __init__(self, config: DecoderConfig, weight: Callable[[str], jax.Array]):
+        self.gate_up_proj = nnx.Param(
+            jnp.concatenate([weight("gate_proj"), weight("up_proj")], axis=1)
+        )
+        self.down_proj = nnx.Param(weight("down_proj"))
+        self.activation = config.activation
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Apply; `[B, T, D]` to `[B, T, D]`."""
+        gate, up = jnp.split(x @ self.gate_up_proj[...], 2, axis=-1)
+        if self.activation == "silu":
+            hidden = jax.nn.silu(gate) * up
+        else:
+            hidden = jax.nn.gelu(gate, approximate=True) * up
+        return hidden @ self.down_proj[...]
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention over a paged cache; Q, K and V projections are one matrix."""
+
+    def __init__(self, config: DecoderConfig, layer: int, weight: Callable[[str], jax.Array]):
+        parts = ("q", "k", "v")
+        self.qkv_proj = nnx.Param(
+            jnp.concatenate([weight(f"{part}_proj") for part in parts], axis=1)
+        )
+        self.qkv_bias = (
+            nnx.Param(jnp.concatenate([weight(f"{part}_bias") for part in parts]))
+            if config.qkv_bias
+            else None
+        )
+        eps = config.rms_norm_eps
+        self.q_norm = RMSNorm(weight("q_norm"), eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(weight("k_norm"), eps) if config.qk_norm else None
+        self.o_proj = nnx.Param(weight("o_proj"))
+        self.config = config
+        self.window = config.window(layer)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        angles: tuple[jax.Array, jax.Array],
+        k_pages: jax.Array,
+        v_pages: jax.Array,
+        page_table: Int[Array, "B M"],
+        start: Int[Array, "B"],
+        num_tokens: Int[Array, "B"],
+        *,
+        fresh: bool,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Attend from new tokens to everything before them, and remember their K and V.
+
+        Args:
+            x: `[B, T, D]` normalised hidden states.
+            angles: cos and sin, `[B, T, H/2]`.
+            k_pages: This layer's `[P, K, p, H]`.
+            v_pages: This layer's `[P, K, p, H]`.
+            page_table: `[B, M]`.
+            start: `[B]` tokens already in the cache.
+            num_tokens: `[B]` real tokens among the T.
+            fresh: Every row starts at 0, so the chunk's own K and V are all there is.
+
+        Returns:
+            `[B, T, D]` and both pools.
+        """
+        config = self.config
+        B, T, _ = x.shape
+        N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+        qkv = x @ self.qkv_proj[...]
+        if self.qkv_bias is not None:
+            qkv = qkv + self.qkv_bias[...]
+        q, k, v = jnp.split(qkv, [N * H, (N + K) * H], axis=-1)
+        q, k, v = q.reshape(B, T, N, H), k.reshape(B, T, K, H), v.reshape(B, T, K, H)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, k_pages, v_pages = rope_kv_write(
+            q, k, v, *angles, k_pages, v_pages, page_table, start, num_tokens
+        )
+        options: dict[str, Any] = {
+            "scale": config.scale,
+            "logits_softcap": config.attention_softcap,
+            # Hugging Face counts the query's own key in the window, jax.nn does not.
+            "local_window_size": None if self.window is None else (self.window - 1, 0),
+        }
+        if fresh and T > 1:
+            # Keys after a row's last token are hidden by causality; rows after it are not used.
+            out = attention(q, k, v, is_causal=True, **options)
+        elif T == 1:
+            lengths = jnp.where(num_tokens > 0, start + num_tokens, 0)
+            out = decode_attention(q, k_pages, v_pages, page_table, lengths, **options)
+        else:
+            out = attention(
+                q, k_pages, v_pages, page_table=page_table, is_causal=True, q_offset=start,
+                query_seq_lengths=num_tokens, key_value_seq_lengths=start + num_tokens, **options,
+            )  # fmt: skip
+        return out.reshape(B, T, N * H) @ self.o_proj[...], k_pages, v_pages
+
+
+class DecoderLayer(nnx.Module):
+    """Attention and feed-forward with residual connections, norms before and optionally after."""
+
+    def __init__(self, config: DecoderConfig, layer: int, weight: Callable[[str], jax.Array]):
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(weight(name), config.rms_norm_eps)
+
+        self.attn_norm, self.mlp_norm = norm("attn_norm"), norm("mlp_norm")
+        self.post_attn_norm = norm("post_attn_norm") if config.sandwich_norms else None
+        self.post_mlp_norm = norm("post_mlp_norm") if config.sandwich_norms else None
+        self.attention = Attention(config, layer, weight)
+        self.mlp = MLP(config, weight)
+
+    def __call__(
+        self, x: Float[Array, "B T D"], angles, k_pages, v_pages, *batch: jax.Array, fresh: bool
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Apply; `batch` is page table, start and num_tokens as in `Attention`."""
+        out, k_pages, v_pages = self.attention(
+            self.attn_norm(x), angles, k_pages, v_pages, *batch, fresh=fresh
+        )
+        x = x + (out if self.post_attn_norm is None else self.post_attn_norm(out))
+        out = self.mlp(self.mlp_norm(x))
+        x = x + (out if self.post_mlp_norm is None else self.post_mlp_norm(out))
+        return x, k_pages, v_pages

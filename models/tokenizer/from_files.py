@@ -1,0 +1,64 @@
+"""The tokenizer of a Hugging Face directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from jaxinfer.models.errors import CheckpointError
+from jaxinfer.models.tokenizer.tokenizer import Tokenizer
+
+
+def tokenizer_from_directory(folder: Path) -> Tokenizer:
+    """Read `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`.
+
+    Raises:
+        CheckpointError: `tokenizer.json` is missing, or a file is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise CheckpointError(
+            f"{path} is missing; convert the tokenizer to that format "
+            "(transformers' AutoTokenizer writes it with save_pretrained)"
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+        config = _json(folder / "tokenizer_config.json")
+        extra = _json(folder / "config.json") | _json(folder / "generation_config.json")
+    except Exception as error:  # the library raises a bare Exception
+        raise CheckpointError(f"{folder}: damaged tokenizer files ({error})") from error
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    jinja = folder / "chat_template.jinja"
+    if jinja.exists():
+        template = jinja.read_text()
+
+    names = {key: _content(config.get(key)) for key in ("bos_token", "eos_token", "pad_token",
+                                                        "unk_token")}  # fmt: skip
+    special = {key: value for key, value in names.items() if value is not None}
+
+    def index(key: str) -> int | None:
+        return backend.token_to_id(special[key]) if key in special else None
+
+    bos = config.get("bos_id", index("bos_token"))
+    add_bos = config.get("add_bos_token")
+    if add_bos is None:  # the file's own post-processor knows
+        probe = backend.encode("a").ids
+        add_bos = bos is not None and probe[:1] == [bos]
+    eos = config.get("eos_ids", extra.get("eos_token_id", index("eos_token")))
+    eos_ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    return Tokenizer(
+        backend, bos_id=bos, add_bos=bool(add_bos), eos_ids=eos_ids, chat_template=template,
+        special_tokens=special,
+    )  # fmt: skip
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token

@@ -1,0 +1,27 @@
+"""Ops: arrays in, arrays out, inside or outside of `jax.jit`; they depend on jax alone."""
+
+from jaxinfer.pallas_kernels.attention.api import attention
+from jaxinfer.pallas_kernels.attention.merge import merge_attention
+from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
+from jaxinfer.pallas_kernels.device import DeviceSpec, current_device, use_device
+from jaxinfer.pallas_kernels.dispatch import (
+    Choice,
+    NotSupported,
+    choices,
+    force_implementation,
+)
+from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
+
+__all__ = [
+    "Choice",
+    "DeviceSpec",
+    "NotSupported",
+    "attention",
+    "choices",
+    "current_device",
+    "decode_attention",
+    "force_implementation",
+    "merge_attention",
+    "rope_kv_write",
+    "use_device",
+]

@@ -1,0 +1,149 @@
+"""`attention`: the public function."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.pallas_kernels.attention.config import preferred
+from jaxinfer.pallas_kernels.attention.cudnn import attention_cudnn
+from jaxinfer.pallas_kernels.attention.flash_attn3 import attention_flash_attn3
+from jaxinfer.pallas_kernels.attention.mask import Visibility
+from jaxinfer.pallas_kernels.attention.pages import gather_pages
+from jaxinfer.pallas_kernels.attention.tokamax import attention_tokamax
+from jaxinfer.pallas_kernels.attention.xla import attention_xla
+from jaxinfer.pallas_kernels.device import current_device
+from jaxinfer.pallas_kernels.dispatch import Implementation, choose
+
+
+def attention(
+    query: Float[Array, "B T N H"],
+    key: Float[Array, "B S K H"] | Float[Array, "P K p H"],
+    value: Float[Array, "B S K H"] | Float[Array, "P K p H"],
+    *,
+    scale: float | None = None,
+    is_causal: bool = False,
+    q_offset: Int[Array, "B"] | int | None = None,
+    query_seq_lengths: Int[Array, "B"] | None = None,
+    key_value_seq_lengths: Int[Array, "B"] | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    logits_softcap: float | None = None,
+    page_table: Int[Array, "B M"] | None = None,
+    return_residual: bool = False,
+    implementation: Implementation = None,
+) -> Float[Array, "B T N H"] | tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Dense attention with the arguments of `jax.nn.dot_product_attention`, and more.
+
+    Query token t has position `q_offset + t`; key j has position j. Rows past
+    `query_seq_lengths`, and rows that see no key, give zeros and lse = -inf.
+
+    Args:
+        query: `[B, T, N, H]`; float32, bfloat16 or float16.
+        key: `[B, S, K, H]`, K divides N; or pages `[P, K, p, H]` with `page_table`.
+        value: As `key`.
+        scale: Factor on q·k; default 1/sqrt(H).
+        is_causal: Hide keys after the query's position.
+        q_offset: Position of query token 0: an int, `[B]` int32, or None for 0.
+        query_seq_lengths: `[B]` int32 valid query tokens; None: all T.
+        key_value_seq_lengths: `[B]` int32 valid keys; None: all S. With pages, slots and table
+            entries past it are not used.
+        local_window_size: `(left, right)` keys visible around a query's position; an int stands
+            for both sides. With `is_causal`, right is cut at 0.
+        logits_softcap: Logits become c·tanh(logits / c).
+        page_table: `[B, M]` int32: keys and values are pages; S = M·p.
+        return_residual: Also return the log-sum-exp of the logits.
+        implementation: `"xla"`, `"cudnn"`, `"flash_attn3"`, `"tokamax"`, several in order, or
+            None for the measured choice.
+
+    Returns:
+        `[B, T, N, H]` in the query's dtype; with `return_residual` also `[B, T, N]` float32,
+        the natural-log log-sum-exp, as `merge_attention` takes it.
+
+    Raises:
+        ValueError: shapes or parameters that do not fit together.
+        TypeError: dtypes that differ, or integers where floats are needed.
+        NotSupported: the implementation asked for by name cannot serve the call.
+        ExceptionGroup: several were asked for and none can.
+
+    Numerics: logits, softmax and accumulation in float32; probabilities are rounded to the
+    dtype of the values before they meet them.
+
+    Memory: linear in T and S, except `cudnn` with an offset, which builds a `B·T·S` mask. Pages
+    are copied into `2·B·S·K·H` elements first.
+
+    >>> x = jnp.ones((1, 3, 2, 8))
+    >>> attention(x, x, x, is_causal=True).shape
+    (1, 3, 2, 8)
+    """
+    _check(query, key, value, page_table, logits_softcap, scale)
+    left, right = _window(local_window_size)
+    B = query.shape[0]
+    if page_table is not None:
+        key, value = gather_pages(key, page_table), gather_pages(value, page_table)
+    offset = jnp.broadcast_to(jnp.asarray(0 if q_offset is None else q_offset, jnp.int32), (B,))
+    visibility = Visibility(
+        is_causal=is_causal, left=left, right=right, q_offset=offset,
+        query_lengths=query_seq_lengths, key_lengths=key_value_seq_lengths,
+    )  # fmt: skip
+    arrays = (query, key, value, visibility)
+    options = {"logits_softcap": logits_softcap}
+    options["scale"] = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    device = current_device()
+    extra = {
+        "starts_at_zero": q_offset is None or (isinstance(q_offset, int) and q_offset == 0),
+        "return_residual": return_residual,
+        "device": device,
+    }
+    candidates = {
+        "flash_attn3": functools.partial(attention_flash_attn3, *arrays, **options, **extra),
+        "cudnn": functools.partial(attention_cudnn, *arrays, **options, **extra),
+        "tokamax": functools.partial(attention_tokamax, *arrays, **options, **extra),
+        "xla": functools.partial(attention_xla, *arrays, **options),
+    }
+    out, lse = choose("attention", implementation, candidates, preferred(device))
+    return (out, lse) if return_residual else out
+
+
+def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | None]:
+    if window is None:
+        return None, None
+    left, right = (window, window) if isinstance(window, int) else window
+    if left < 0 or right < 0:
+        raise ValueError(f"local_window_size must not be negative; got {window}")
+    return left, right
+
+
+def _check(query, key, value, page_table, softcap, scale) -> None:
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if array.ndim != 4:
+            raise ValueError(f"{name} must have 4 dimensions; got shape {array.shape}")
+    if key.shape != value.shape:
+        raise ValueError(f"key and value must have one shape; got {key.shape} and {value.shape}")
+    if query.shape[3] != key.shape[3]:
+        raise ValueError(
+            f"head_dim of query and key must agree; got {query.shape[3]} and {key.shape[3]}"
+        )
+    rows, heads = (key.shape[0], key.shape[2]) if page_table is None else (None, key.shape[1])
+    if page_table is None and rows != query.shape[0]:
+        raise ValueError(f"query and key must have one batch size; got {query.shape[0]} and {rows}")
+    if query.shape[2] % heads:
+        raise ValueError(
+            f"query heads must be a multiple of KV heads; got N={query.shape[2]} and K={heads}"
+        )
+    if page_table is not None:
+        if page_table.ndim != 2 or page_table.shape[0] != query.shape[0]:
+            raise ValueError(
+                f"page_table must be [B, M] with B={query.shape[0]}; got {page_table.shape}"
+            )
+        if not jnp.issubdtype(page_table.dtype, jnp.integer):
+            raise TypeError(f"page_table must be integers; got {page_table.dtype}")
+    if not (query.dtype == key.dtype == value.dtype):
+        raise TypeError(
+            f"query, key and value must have one dtype; "
+            f"got {query.dtype}, {key.dtype}, {value.dtype}"
+        )
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"logits_softcap must be positive; got {softcap}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"scale must be finite; got {scale}")

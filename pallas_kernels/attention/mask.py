@@ -1,0 +1,43 @@
+"""Which keys a query sees, as data that every implementation reads the same way."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Visibility:
+    """Rule for query token t (at position `q_offset + t`) and key j.
+
+    Attributes:
+        is_causal: j must not exceed the query's position.
+        left: Keys visible before the query's position; None: all.
+        right: Keys visible after it; None: all (cut at 0 by `is_causal`).
+        q_offset: `[B]` int32 position of query token 0.
+        query_lengths: `[B]` int32 valid query tokens, or None: all.
+        key_lengths: `[B]` int32 valid keys, or None: all.
+    """
+
+    is_causal: bool
+    left: int | None
+    right: int | None
+    q_offset: jax.Array
+    query_lengths: jax.Array | None
+    key_lengths: jax.Array | None
+
+    def mask(self, t: jax.Array, j: jax.Array) -> jax.Array:
+        """Boolean `[B, len(t), len(j)]` for token indices `t` and key indices `j`."""
+        position = self.q_offset[:, None, None] + t[None, :, None]
+        key = j[None, None, :]
+        visible = jnp.ones((self.q_offset.shape[0], t.shape[0], j.shape[0]), bool)
+        right = 0 if self.is_causal else self.right
+        if right is not None:
+            visible &= key <= position + right
+        if self.left is not None:
+            visible &= key >= position - self.left
+        if self.key_lengths is not None:
+            visible &= key < self.key_lengths[:, None, None]
+        if self.query_lengths is not None:
+            visible &= t[None, :, None] < self.query_lengths[:, None, None]
+        return visible

@@ -1,0 +1,168 @@
+"""`decode_attention`: the public function."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.pallas_kernels.decode_attention import config as configs
+from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config, decode_attention_mosaic
+from jaxinfer.pallas_kernels.decode_attention.xla import decode_attention_xla
+from jaxinfer.pallas_kernels.device import DeviceSpec, current_device
+from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
+
+MAX_TOKENS = 8
+_NAME = "decode_attention"
+
+
+def decode_attention(
+    query: Float[Array, "B T N H"],
+    k_pages: Float[Array, "P K p H"],
+    v_pages: Float[Array, "P K p H"],
+    page_table: Int[Array, "B M"],
+    lengths: Int[Array, "B"],
+    *,
+    scale: float | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    logits_softcap: float | None = None,
+    return_residual: bool = False,
+    implementation: Implementation = None,
+    config: Config | None = None,
+) -> Float[Array, "B T N H"] | tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Attend from the last few tokens of every request to its paged keys and values.
+
+    Query token t of row b sits at position `lengths[b] - T + t` and sees the keys up to its own
+    position. A row of length 0 gives zeros and lse = -inf. Lengths may change from call to call
+    without recompilation.
+
+    Args:
+        query: `[B, T, N, H]`, T = 1 … 8; float32, bfloat16 or float16.
+        k_pages: `[P, K, p, H]`, K divides N; the query's dtype.
+        v_pages: `[P, K, p, H]`.
+        page_table: `[B, M]` int32, pages of each row in order. Entries that `lengths` does not
+            reach are never read; those it does reach must be below P.
+        lengths: `[B]` int32, 0 … M·p keys per row, the T query tokens included.
+        scale: Factor on q·k; default 1/sqrt(H).
+        local_window_size: Keys visible before a query's position (an int or `(left, right)`, as
+            in `jax.nn.dot_product_attention`; nothing lies to the right of the newest tokens).
+        logits_softcap: Logits become c·tanh(logits / c).
+        return_residual: Also return the log-sum-exp of the logits.
+        implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.
+        config: Tiling of the Mosaic kernel; default by heuristic.
+
+    Returns:
+        `[B, T, N, H]` in the query's dtype; with `return_residual` also `[B, T, N]` float32, the
+        natural-log log-sum-exp, so that `merge_attention` can combine partial results.
+
+    Raises:
+        ValueError: shapes or parameters that do not fit together.
+        TypeError: dtypes that differ, or integers where floats are needed.
+        NotSupported: the implementation asked for by name cannot serve the call.
+
+    Numerics: logits, softmax and accumulation in float32; probabilities are rounded to the
+    query's dtype before they meet V (relative RMS error about 2e-3 in bfloat16).
+
+    Memory: `mosaic` reads each visible key and value once and writes partial results of
+    4·H·(CTAs + B·K)·max(8, T·N/K) bytes. `xla` copies all pages that `page_table` names.
+
+    Follows FlashDecoding (split-KV with a log-sum-exp merge).
+
+    >>> pages = jnp.ones((4, 1, 16, 8))
+    >>> table, lengths = jnp.array([[2, 0]]), jnp.array([20])
+    >>> decode_attention(jnp.ones((1, 1, 2, 8)), pages, pages, table, lengths).shape
+    (1, 1, 2, 8)
+    """
+    _check(query, k_pages, v_pages, page_table, lengths, logits_softcap)
+    left_window = _left_window(local_window_size)
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    elif not math.isfinite(scale):
+        raise ValueError(f"scale must be finite; got {scale}")
+    call = functools.partial(
+        _dispatch, query, k_pages, v_pages, page_table, lengths,
+        scale=float(scale), left_window=left_window, logits_softcap=logits_softcap,
+    )  # fmt: skip
+    out, lse = call(implementation=implementation, config=config)
+    return (out, lse) if return_residual else out
+
+
+def _dispatch(query, k_pages, v_pages, page_table, lengths, *, implementation, config, **options):
+    device = current_device()
+    arrays = (query, k_pages, v_pages, page_table, lengths)
+
+    def mosaic():
+        _check_mosaic(device, query, k_pages)
+        rows = -(-query.shape[1] * query.shape[2] // k_pages.shape[1] // 8) * 8
+        chosen = config or configs.heuristic_config(
+            device, rows=rows, head_dim=query.shape[3], page_size=k_pages.shape[2]
+        )
+        return decode_attention_mosaic(*arrays, **options, config=chosen, num_sms=device.num_sms)
+
+    candidates = {
+        "mosaic": mosaic,
+        "xla": lambda: decode_attention_xla(*arrays, **options),
+    }
+    return choose(_NAME, implementation, candidates, configs.PREFERRED)
+
+
+def _check_mosaic(device: DeviceSpec, query, k_pages) -> None:
+    """Raise NotSupported where the kernel cannot serve the call."""
+    refuse = functools.partial(NotSupported, _NAME, "mosaic")
+    if not device.is_hopper:
+        raise refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        raise refuse(f"dtype {query.dtype}", "bfloat16, float16")
+    if query.shape[3] not in (64, 128, 256):
+        raise refuse(f"head_dim {query.shape[3]}", "64, 128, 256")
+    if k_pages.shape[2] not in (16, 32, 64, 128):
+        raise refuse(f"page_size {k_pages.shape[2]}", "16, 32, 64, 128")
+    rows = query.shape[1] * query.shape[2] // k_pages.shape[1]
+    if rows > 64:
+        raise refuse(f"{rows} query rows (T·N/K) per KV head", "at most 64")
+
+
+def _check(query, k_pages, v_pages, page_table, lengths, softcap) -> None:
+    ranks = {"query": (query, 4), "k_pages": (k_pages, 4), "v_pages": (v_pages, 4),
+             "page_table": (page_table, 2), "lengths": (lengths, 1)}  # fmt: skip
+    for name, (array, rank) in ranks.items():
+        if array.ndim != rank:
+            raise ValueError(f"{name} must have {rank} dimensions; got shape {array.shape}")
+    B, T, N, H = query.shape
+    if k_pages.shape != v_pages.shape:
+        raise ValueError(
+            f"k_pages and v_pages must have one shape; got {k_pages.shape} and {v_pages.shape}"
+        )
+    if not 1 <= T <= MAX_TOKENS:
+        raise ValueError(
+            f"decode_attention takes 1 to {MAX_TOKENS} query tokens (use attention for more); "
+            f"got T={T}"
+        )
+    if k_pages.shape[3] != H:
+        raise ValueError(f"head_dim of query and pages must agree; got {H} and {k_pages.shape[3]}")
+    if N % k_pages.shape[1]:
+        raise ValueError(
+            f"query heads must be a multiple of KV heads; got N={N} and K={k_pages.shape[1]}"
+        )
+    if page_table.shape[0] != B or lengths.shape[0] != B:
+        raise ValueError(
+            f"page_table and lengths must have one row per request (B={B}); "
+            f"got {page_table.shape} and {lengths.shape}"
+        )
+    for name, array in (("page_table", page_table), ("lengths", lengths)):
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise TypeError(f"{name} must be integers; got {array.dtype}")
+    if not (query.dtype == k_pages.dtype == v_pages.dtype):
+        raise TypeError(
+            f"query, k_pages and v_pages must have one dtype; "
+            f"got {query.dtype}, {k_pages.dtype}, {v_pages.dtype}"
+        )
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"logits_softcap must be positive; got {softcap}")
+
+
+def _left_window(window: int | tuple[int, int] | None) -> int | None:
+    left = window[0] if isinstance(window, tuple) else window
+    if left is not None and left < 0:
+        raise ValueError(f"local_window_size must not be negative; got {window}")
+    return left

@@ -1,0 +1,418 @@
+"""Decode attention for Hopper: split-KV over all SMs, tokens in the short side of wgmma.
+
+Both products are transposed so that the keys (and then the head dimension) fill wgmma's 64 rows,
+and the few query rows of a KV head sit in its short side, padded to 8 instead of 64:
+
+    Sᵀ [block, R] = K [block, H] · Qᵀ [H, R]        Oᵀ [H, R] += Vᵀ [H, block] · Pᵀ [block, R]
+
+One warpgroup issues TMA copies of pages into a ring, one computes. Work division: `plan.py`.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.decode_attention.plan import DecodePlan, num_pieces, plan_decode
+from jaxinfer.pallas_kernels.plgpu import pl
+
+LOG2E = math.log2(math.e)
+# Layout inference of the newer semantics finds no layout for the transposed stores used here.
+_COMPILER = plgpu.CompilerParams(
+    approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Tiling of the kernel.
+
+    Attributes:
+        block: Keys per unit of work and per stage of the ring: 64 or 128.
+        stages: Depth of the ring.
+        ctas_per_sm: Resident CTAs per SM; more hide latency, fewer divide the work more evenly.
+    """
+
+    block: int = 64
+    stages: int = 4
+    ctas_per_sm: int = 1
+
+    def __post_init__(self) -> None:
+        if self.block not in (64, 128):
+            raise ValueError(f"block must be 64 or 128; got {self.block}")
+        if self.stages < 2:
+            raise ValueError(f"stages must be at least 2; got {self.stages}")
+        if self.ctas_per_sm < 1:
+            raise ValueError(f"ctas_per_sm must be positive; got {self.ctas_per_sm}")
+
+    def smem_bytes(self, *, rows: int, head_dim: int) -> int:
+        """Shared memory of one CTA, bytes (16-bit elements), barriers and scratch included."""
+        stage = 2 * self.block * head_dim + rows * head_dim
+        return 2 * (self.stages * stage + rows * self.block) + 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Shape:
+    """Static sizes; R query rows (t, g) share a KV head, padded to `rows` (a multiple of 8)."""
+
+    B: int
+    T: int
+    K: int
+    G: int
+    H: int
+    page_size: int
+    config: Config
+    num_ctas: int
+    scale: float
+    left_window: int | None
+    softcap: float | None
+
+    @property
+    def R(self) -> int:
+        return self.T * self.G
+
+    @property
+    def rows(self) -> int:
+        return -(-self.R // 8) * 8
+
+    @property
+    def first_row(self) -> int:
+        """Query rows before the last full tile: where tiles near the end must start."""
+        return self.B * self.K * self.R - self.rows
+
+
+def decode_attention_mosaic(
+    query: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    scale: float,
+    left_window: int | None = None,
+    logits_softcap: float | None = None,
+    config: Config,
+    num_sms: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Attend with the Hopper kernel; shapes and meaning as in `api.decode_attention`.
+
+    Returns:
+        Output `[B, T, N, H]` in the query's dtype and log-sum-exp `[B, T, N]` float32.
+    """
+    B, T, N, H = query.shape
+    K, page_size = k_pages.shape[1:3]
+    shape = _Shape(
+        B=B, T=T, K=K, G=N // K, H=H, page_size=page_size, config=config,
+        num_ctas=num_sms * config.ctas_per_sm,
+        scale=scale, left_window=left_window, softcap=logits_softcap,
+    )  # fmt: skip
+    lengths = lengths.astype(jnp.int32)
+    plan = plan_decode(
+        lengths, num_tokens=T, num_kv_heads=K, block=config.block,
+        num_ctas=shape.num_ctas, left_window=left_window,
+    )  # fmt: skip
+    # Rows of one KV head side by side: [B, K, T·G, H] (free for T = 1).
+    rows = query.reshape(B, T, K, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(-1, H)
+    missing = shape.rows - rows.shape[0]
+    if missing > 0:
+        rows = jnp.pad(rows, ((0, missing), (0, 0)))
+    pieces = _attend(shape, rows, k_pages, v_pages, page_table, lengths, plan)
+    out, lse = _merge(shape, query.dtype, *pieces, plan)
+    out = out.reshape(B, K, T, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+    segment, row = np.indices((B * K, shape.R))
+    own = np.maximum(segment * shape.R - max(shape.first_row, 0), 0)  # as in `_tile_start`
+    lse = lse[segment, row + own]
+    lse = lse.reshape(B, K, T, shape.G).transpose(0, 2, 1, 3).reshape(B, T, N)
+    return out, lse
+
+
+def _tile_start(shape: _Shape, request, head):
+    """First of the `rows` query rows loaded for a segment, and where its own rows begin in them.
+
+    A tile holds whole groups of 8 rows; near the end of the array it starts earlier instead of
+    reaching past it. The rows of other heads in it are computed and dropped.
+    """
+    own = (request * shape.K + head) * shape.R
+    start = lax.min(own, jnp.int32(max(shape.first_row, 0)))
+    return start, own - start
+
+
+def _attend(shape: _Shape, rows, k_pages, v_pages, page_table, lengths, plan: DecodePlan):
+    """Every piece: normalised output `[pieces, H, rows]`, base-2 lse `[pieces, rows]`."""
+    config = shape.config
+    dtype = rows.dtype
+    pieces = num_pieces(batch=shape.B, num_kv_heads=shape.K, num_ctas=shape.num_ctas)
+    copies = max(1, config.block // shape.page_size)
+    tiling = plgpu.TilingTransform((8, 64))
+    tiled = (tiling, plgpu.SwizzleTransform(128))
+    kv_scratch = plgpu.SMEM((config.stages, config.block, shape.H), dtype, transforms=tiled)
+    scratch = dict(
+        q_smem=plgpu.SMEM((config.stages, shape.rows, shape.H), dtype, transforms=tiled),
+        k_smem=kv_scratch,
+        v_smem=kv_scratch,
+        p_smem=plgpu.SMEM((shape.rows, config.block), dtype, transforms=tiled),
+        k_ready=plgpu.Barrier(num_arrivals=copies + 1, num_barriers=config.stages),
+        v_ready=plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
+        k_free=plgpu.Barrier(num_barriers=config.stages),
+        v_free=plgpu.Barrier(num_barriers=config.stages),
+    )
+    kernel = plgpu.kernel(
+        functools.partial(_attend_body, shape),
+        out_type=(
+            jax.ShapeDtypeStruct((pieces, shape.H, shape.rows), jnp.float32),
+            jax.ShapeDtypeStruct((pieces, shape.rows), jnp.float32),
+        ),
+        scratch_types=scratch,
+        grid=(shape.num_ctas,),
+        grid_names=("cta",),
+        num_threads=2,
+        thread_name="role",
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+        ),
+    )
+    return kernel(
+        rows, k_pages, v_pages, page_table, lengths,
+        plan.first_block, plan.end_block, plan.next_request, plan.starts,
+    )  # fmt: skip
+
+
+def _attend_body(
+    shape: _Shape,
+    q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem,
+    first_gmem, end_gmem, next_gmem, starts_gmem,
+    out_gmem, lse_gmem,
+    *, q_smem, k_smem, v_smem, p_smem, k_ready, v_ready, k_free, v_free,
+):  # fmt: skip
+    cta = lax.axis_index("cta")
+    role = lax.axis_index("role")
+    stages = jnp.int32(shape.config.stages)
+    start = tuple(starts_gmem[cta, i] for i in range(3))
+    units = starts_gmem[cta, 3]
+
+    def following(head, request, block, end):
+        """The unit after this one: next block, else next request's first, else next head's."""
+
+        def same():
+            return head, request, block + 1, end
+
+        def switch():
+            new = next_gmem[request]
+            return head + (new <= request).astype(jnp.int32), new, first_gmem[new], end_gmem[new]
+
+        return lax.cond(block + 1 < end, same, switch)
+
+    @pl.when(role == 0)
+    def _load():
+        plgpu.set_max_registers(40, action="decrease")
+
+        def load_unit(i, unit):
+            head, request, block, end = unit
+            slot = lax.rem(i, stages)
+
+            @pl.when(i >= stages)
+            def _():
+                plgpu.barrier_wait(k_free.at[slot])
+
+            row, _ = _tile_start(shape, request, head)
+            plgpu.copy_gmem_to_smem(
+                q_gmem.at[pl.ds(row, shape.rows)], q_smem.at[slot], k_ready.at[slot]
+            )
+            pages = _pages_of(shape, table_gmem, lengths_gmem, request, block)
+            _copy_pages(shape, k_gmem, k_smem.at[slot], k_ready.at[slot], head, pages)
+
+            @pl.when(i >= stages)
+            def _():
+                plgpu.barrier_wait(v_free.at[slot])
+
+            _copy_pages(shape, v_gmem, v_smem.at[slot], v_ready.at[slot], head, pages)
+            return following(head, request, block, end)
+
+        lax.fori_loop(0, units, load_unit, (*start, end_gmem[start[1]]))
+
+        # Every completed phase of a barrier must have been observed when the kernel ends.
+        @pl.loop(lax.max(units - stages, jnp.int32(0)), units)
+        def _drain(i):
+            slot = lax.rem(i, stages)
+            plgpu.barrier_wait(k_free.at[slot])
+            plgpu.barrier_wait(v_free.at[slot])
+
+    @pl.when(role == 1)
+    def _compute():
+        plgpu.set_max_registers(208, action="increase")
+        columns = plgpu.Layout.WGMMA.reduce(0)
+        acc = plgpu.layout_cast(jnp.zeros((shape.H, shape.rows), jnp.float32), plgpu.Layout.WGMMA)
+        partial_sum = plgpu.layout_cast(
+            jnp.zeros((shape.config.block, shape.rows), jnp.float32), plgpu.Layout.WGMMA
+        )
+        peak = plgpu.layout_cast(jnp.full((shape.rows,), -jnp.inf, jnp.float32), columns)
+
+        def attend_unit(i, carry):
+            unit, acc, peak, partial_sum = carry
+            head, request, block, end = unit
+            slot = lax.rem(i, stages)
+            plgpu.barrier_wait(k_ready.at[slot])
+
+            def scores(ref):
+                plgpu.wgmma(ref, k_smem.at[slot], q_smem.at[slot].transpose((1, 0)))
+                return ref[...]
+
+            logits = pl.run_scoped(scores, plgpu.ACC((shape.config.block, shape.rows), jnp.float32))
+            plgpu.barrier_arrive(k_free.at[slot])
+
+            _, own = _tile_start(shape, request, head)
+            logits = _mask(shape, _scaled(shape, logits), block, lengths_gmem[request], own)
+            new_peak = jnp.maximum(peak, logits.max(axis=0))
+            # A column that has seen no key yet keeps -inf; subtract 0 from it instead.
+            safe = jnp.where(new_peak == -jnp.inf, 0.0, new_peak)
+            weights = jnp.exp2(logits - lax.broadcast_in_dim(safe, logits.shape, [1]))
+            correction = jnp.exp2(peak - safe)
+            partial_sum = (
+                partial_sum * lax.broadcast_in_dim(correction, partial_sum.shape, [1]) + weights
+            )
+            acc = acc * lax.broadcast_in_dim(correction, acc.shape, [1])
+
+            p_smem.T[...] = plgpu.layout_cast(
+                weights.astype(p_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
+            )
+            plgpu.commit_smem()
+            plgpu.barrier_wait(v_ready.at[slot])
+            acc = plgpu.wgmma_add(acc, v_smem.at[slot].transpose((1, 0)), p_smem.transpose((1, 0)))
+            plgpu.barrier_arrive(v_free.at[slot])
+
+            last = (block + 1 >= end) | (i + 1 >= units)
+
+            @pl.when(last)
+            def _():
+                total = partial_sum.sum(axis=0)
+                seen = total > 0.0
+                divisor = jnp.where(seen, total, 1.0)
+                piece = cta + head * shape.B + request
+                out_gmem[piece] = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
+                lse_gmem[piece] = jnp.where(seen, new_peak + jnp.log2(divisor), -jnp.inf)
+
+            # A new segment starts from nothing.
+            keep = jnp.where(last, 0.0, 1.0).astype(jnp.float32)
+            acc = acc * keep
+            partial_sum = partial_sum * keep
+            peak = new_peak + jnp.where(last, -jnp.inf, 0.0).astype(jnp.float32)
+            return following(head, request, block, end), acc, peak, partial_sum
+
+        unit = (*start, end_gmem[start[1]])
+        lax.fori_loop(0, units, attend_unit, (unit, acc, peak, partial_sum))
+
+
+def _pages_of(shape: _Shape, table, lengths, request, block):
+    """Page number and first slot of every page-sized part of a block of keys."""
+    block_keys = shape.config.block
+    if shape.page_size >= block_keys:
+        per_page = shape.page_size // block_keys
+        page = table[request, lax.div(block, jnp.int32(per_page))]
+        return [(page, lax.rem(block, jnp.int32(per_page)) * block_keys)]
+    # Entries past the row's length may hold anything: read its last page again instead.
+    per_block = block_keys // shape.page_size
+    last = lax.div(lengths[request] - 1, jnp.int32(shape.page_size))
+    return [(table[request, lax.min(block * per_block + j, last)], 0) for j in range(per_block)]
+
+
+def _copy_pages(shape: _Shape, pages_gmem, tile_smem, ready, head, pages) -> None:
+    part = min(shape.page_size, shape.config.block)
+    for j, (page, slot) in enumerate(pages):
+        plgpu.copy_gmem_to_smem(
+            pages_gmem.at[page, head, pl.ds(slot, part)], tile_smem.at[pl.ds(j * part, part)], ready
+        )
+
+
+def _scaled(shape: _Shape, logits):
+    """Logits in base 2: scale, soft cap and log2(e) applied."""
+    if shape.softcap is None:
+        return logits * (shape.scale * LOG2E)
+    return jnp.tanh(logits * (shape.scale / shape.softcap)) * (shape.softcap * LOG2E)
+
+
+def _mask(shape: _Shape, logits, block, length, own):
+    """-inf where a key lies after a query's position, before its window, or past the length."""
+    key = plgpu.broadcasted_iota(jnp.int32, logits.shape, 0, layout=plgpu.Layout.WGMMA)
+    key = key + block * shape.config.block
+    if shape.T == 1:
+        position = length - 1
+    else:
+        row = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=plgpu.Layout.WGMMA) - own
+        position = length - shape.T
+        for t in range(1, shape.T):
+            position = position + (row >= t * shape.G).astype(jnp.int32)
+    visible = key <= position
+    if shape.left_window is not None:
+        visible &= key >= position - shape.left_window
+    return jnp.where(visible, logits, -jnp.inf)
+
+
+def _merge(shape: _Shape, dtype, piece_out, piece_lse, plan: DecodePlan):
+    """Merge the pieces of each segment: output `[B·K, R, H]`, natural lse `[B·K, rows]`."""
+    segments = shape.B * shape.K
+    kernel = plgpu.kernel(
+        functools.partial(_merge_body, shape),
+        out_type=(
+            jax.ShapeDtypeStruct((segments, shape.R, shape.H), dtype),
+            jax.ShapeDtypeStruct((segments, shape.rows), jnp.float32),
+        ),
+        scratch_types=dict(
+            out_smem=plgpu.SMEM((shape.rows, shape.H), dtype),
+        ),
+        grid=(shape.K, shape.B),
+        grid_names=("head", "request"),
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
+        ),
+    )
+    return kernel(piece_out, piece_lse, plan.before, plan.share)
+
+
+def _merge_body(
+    shape: _Shape, piece_out, piece_lse, before_gmem, share_gmem, out_gmem, lse_gmem, *, out_smem
+):
+    head, request = lax.axis_index("head"), lax.axis_index("request")
+    share = share_gmem[0]
+    before = before_gmem[request]
+    blocks = before_gmem[request + 1] - before
+    first_unit = head * before_gmem[shape.B] + before
+    segment = head * shape.B + request
+    first_piece = lax.div(first_unit, share) + segment
+    end_piece = lax.div(first_unit + blocks - 1, share) + segment + 1
+    end_piece = lax.select(blocks > 0, end_piece, first_piece)
+
+    columns = plgpu.Layout.WGMMA.reduce(0)
+    peak = plgpu.layout_cast(jnp.full((shape.rows,), -jnp.inf, jnp.float32), columns)
+    total = plgpu.layout_cast(jnp.zeros((shape.rows,), jnp.float32), columns)
+    acc = plgpu.layout_cast(jnp.zeros((shape.H, shape.rows), jnp.float32), plgpu.Layout.WGMMA)
+
+    def add(piece, carry):
+        acc, total, peak = carry
+        lse = plgpu.load(piece_lse.at[piece], layout=columns, optimized=False)
+        part = plgpu.load(piece_out.at[piece], layout=plgpu.Layout.WGMMA, optimized=False)
+        new_peak = jnp.maximum(peak, lse)
+        safe = jnp.where(new_peak == -jnp.inf, 0.0, new_peak)
+        correction, weight = jnp.exp2(peak - safe), jnp.exp2(lse - safe)
+        acc = acc * lax.broadcast_in_dim(correction, acc.shape, [1])
+        acc = acc + part * lax.broadcast_in_dim(weight, acc.shape, [1])
+        return acc, total * correction + weight, new_peak
+
+    acc, total, peak = lax.fori_loop(first_piece, end_piece, add, (acc, total, peak))
+    seen = total > 0.0
+    divisor = jnp.where(seen, total, 1.0)
+    result = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
+    out_smem.T[...] = plgpu.layout_cast(
+        result.astype(out_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
+    )
+    plgpu.commit_smem()
+    _, own = _tile_start(shape, request, head)
+    index = request * shape.K + head
+    plgpu.copy_smem_to_gmem(out_smem.at[pl.ds(own, shape.R)], out_gmem.at[index])
+    lse = jnp.where(seen, (peak + jnp.log2(divisor)) / LOG2E, -jnp.inf)
+    lse_gmem[index] = lse
+    plgpu.wait_smem_to_gmem(0)

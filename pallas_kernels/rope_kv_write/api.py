@@ -1,0 +1,98 @@
+"""`rope_kv_write`: the public function."""
+
+import functools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.pallas_kernels.dispatch import Implementation, choose
+from jaxinfer.pallas_kernels.rope_kv_write.xla import rope_kv_write_xla
+
+
+def rope_kv_write(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    cos: Float[Array, "B T half"],
+    sin: Float[Array, "B T half"],
+    k_pages: Float[Array, "P K p H"],
+    v_pages: Float[Array, "P K p H"],
+    page_table: Int[Array, "B M"],
+    start: Int[Array, "B"],
+    num_tokens: Int[Array, "B"],
+    *,
+    implementation: Implementation = None,
+) -> tuple[
+    Float[Array, "B T N H"],
+    Float[Array, "B T K H"],
+    Float[Array, "P K p H"],
+    Float[Array, "P K p H"],
+]:
+    """Rotate queries and keys, and write keys and values into the paged cache.
+
+    RoPE (Su et al., 2021) in the half-split form: pairs are (i, i + H/2). Token t of row b, for
+    t < num_tokens[b], lands at sequence position `start[b] + t`: page
+    `page_table[b, position // p]`, slot `position % p`. Other tokens are written nowhere.
+
+    Args:
+        q: `[B, T, N, H]` queries before rotation.
+        k: `[B, T, K, H]` keys before rotation.
+        v: `[B, T, K, H]` values.
+        cos: `[B, T, H/2]` float32, cosines of the angles.
+        sin: `[B, T, H/2]` float32.
+        k_pages: `[P, K, p, H]`; donate it to the enclosing jit and it is updated in place.
+        v_pages: `[P, K, p, H]`.
+        page_table: `[B, M]` int32.
+        start: `[B]` int32, position of token 0.
+        num_tokens: `[B]` int32, tokens of each row that are real, 0 … T.
+        implementation: `"xla"`, or None for the measured choice.
+
+    Returns:
+        Rotated q and k in their dtype, and both pools with the new tokens.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+        TypeError: keys, values and pages of different dtypes.
+
+    Numerics: the rotation is computed in float32 and rounded once.
+
+    Memory: in place where the pools are donated; otherwise a copy of both.
+
+    >>> x, pages = jnp.ones((1, 2, 1, 4)), jnp.zeros((2, 1, 16, 4))
+    >>> one, zero = jnp.ones((1, 2, 2)), jnp.zeros((1, 2, 2))
+    >>> table, start, count = jnp.array([[1]]), jnp.array([3]), jnp.array([2])
+    >>> _, _, keys, _ = rope_kv_write(x, x, x, one, zero, pages, pages, table, start, count)
+    >>> int(keys[1, 0, 3:5].sum()), int(keys.sum())
+    (8, 8)
+    """
+    _check(q, k, v, cos, sin, k_pages, v_pages, page_table)
+    arguments = (
+        q, k, v, cos, sin, k_pages, v_pages, page_table,
+        start.astype(jnp.int32), num_tokens.astype(jnp.int32),
+    )  # fmt: skip
+    candidates = {"xla": functools.partial(rope_kv_write_xla, *arguments)}
+    return choose("rope_kv_write", implementation, candidates, ("xla",))
+
+
+def _check(q, k, v, cos, sin, k_pages, v_pages, page_table) -> None:
+    B, T, _, H = q.shape
+    if k.shape != v.shape or k.shape[:2] != (B, T) or k.shape[3] != H:
+        raise ValueError(
+            f"k and v must be [B, T, K, H] like q {q.shape}; got {k.shape} and {v.shape}"
+        )
+    if cos.shape != (B, T, H // 2) or sin.shape != cos.shape:
+        raise ValueError(
+            f"cos and sin must be [B, T, H/2] = {(B, T, H // 2)}; got {cos.shape}, {sin.shape}"
+        )
+    K = k.shape[2]
+    if k_pages.shape != v_pages.shape or (k_pages.shape[1], k_pages.shape[3]) != (K, H):
+        raise ValueError(
+            f"pages must be [P, {K}, p, {H}]; got {k_pages.shape} and {v_pages.shape}"
+        )
+    if page_table.shape[0] != B:
+        raise ValueError(f"page_table must have B={B} rows; got {page_table.shape}")
+    if not (k.dtype == v.dtype == k_pages.dtype == v_pages.dtype):
+        raise TypeError(
+            f"k, v and pages must have one dtype; "
+            f"got {k.dtype}, {v.dtype}, {k_pages.dtype}, {v_pages.dtype}"
+        )
