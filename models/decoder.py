@@ -146,20 +146,21 @@ class Decoder(nnx.Module):
         if uses_local_rope(config):
             angles[True] = rope_angles(config, positions, local=True)
 
-        x = self.embed[...][tokens]
+        delta = self.embed[...][tokens]
         if config.embedding_scale != 1.0:
-            x = x * jnp.asarray(config.embedding_scale, x.dtype)
+            delta = delta * jnp.asarray(config.embedding_scale, delta.dtype)
+        x = None
         k_pages, v_pages = list(cache.k_pages), list(cache.v_pages)
         for i, layer in enumerate(self.layers):
             local = bool(config.local_layers) and config.local_layers[i]
-            x, k_pages[i], v_pages[i] = layer(
-                x, angles.get(local, angles[False]), k_pages[i], v_pages[i],
+            x, delta, k_pages[i], v_pages[i] = layer(
+                x, delta, angles.get(local, angles[False]), k_pages[i], v_pages[i],
                 cache.page_table, start, num_tokens, fresh=fresh,
             )  # fmt: skip
         cache = cache.replace(
             k_pages=tuple(k_pages), v_pages=tuple(v_pages), lengths=start + num_tokens
         )
-        return self.final_norm(x), cache
+        return self.final_norm.add(x, delta)[0], cache
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of the next token, float32, soft cap applied."""

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.models.config import DecoderConfig
+from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
 from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
@@ -25,9 +26,13 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Normalise the last axis and multiply by the weight; same shape and dtype."""
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return (wide * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+        return self.add(None, x)[0]
+
+    def add(
+        self, residual: Float[Array, "*B D"] | None, x: Float[Array, "*B D"]
+    ) -> tuple[Float[Array, "*B D"], Float[Array, "*B D"]]:
+        """Normalise `residual + x`; returns the normalised sum and the sum."""
+        return add_rms_norm(x, residual, self.weight[...], eps=self.eps)
 
 
 class MLP(nnx.Module):
@@ -144,13 +149,35 @@ class DecoderLayer(nnx.Module):
         self.mlp = MLP(config, weight)
 
     def __call__(
-        self, x: Float[Array, "B T D"], angles, k_pages, v_pages, *batch: jax.Array, fresh: bool
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Apply; `batch` is page table, start and num_tokens as in `Attention`."""
+        self,
+        x: Float[Array, "B T D"] | None,
+        delta: Float[Array, "B T D"],
+        angles,
+        k_pages,
+        v_pages,
+        *batch: jax.Array,
+        fresh: bool,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Apply to the stream `x + delta`, and leave the last addition to the next norm.
+
+        Args:
+            x: `[B, T, D]` stream without the previous layer's output, or None before layer 0.
+            delta: `[B, T, D]` what is still to be added.
+            angles: As in `Attention`.
+            k_pages: As in `Attention`.
+            v_pages: As in `Attention`.
+            batch: Page table, start and num_tokens as in `Attention`.
+            fresh: As in `Attention`.
+
+        Returns:
+            The next `x` and `delta`, and both pools.
+        """
+        normed, x = self.attn_norm.add(x, delta)
         out, k_pages, v_pages = self.attention(
-            self.attn_norm(x), angles, k_pages, v_pages, *batch, fresh=fresh
+            normed, angles, k_pages, v_pages, *batch, fresh=fresh
         )
-        x = x + (out if self.post_attn_norm is None else self.post_attn_norm(out))
-        out = self.mlp(self.mlp_norm(x))
-        x = x + (out if self.post_mlp_norm is None else self.post_mlp_norm(out))
-        return x, k_pages, v_pages
+        out = out if self.post_attn_norm is None else self.post_attn_norm(out)
+        normed, x = self.mlp_norm.add(x, out)
+        out = self.mlp(normed)
+        out = out if self.post_mlp_norm is None else self.post_mlp_norm(out)
+        return x, out, k_pages, v_pages

@@ -47,6 +47,26 @@ class Choice:
     passed_over: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """Whether one implementation can serve a call; see `explain`.
+
+    Attributes:
+        op: Name of the op.
+        implementation: Its name.
+        rank: Place in the order of preference, 0 first; None: taken only by name.
+        reason: Why it cannot serve the call; empty if it can.
+        certain: False if this machine lacks what is needed to tell; `reason` says what.
+    """
+
+    op: str
+    implementation: str
+    rank: int | None
+    reason: str = ""
+    certain: bool = True
+
+
+_explanations: list[list[Verdict]] = []
 _forced: list[tuple[str, str | None]] = []
 _choices: dict[str, Choice] = {}
 _logged: set[tuple[str, str]] = set()
@@ -67,6 +87,26 @@ def force_implementation(implementation: str, *, op: str | None = None) -> Itera
         yield
     finally:
         _forced.pop()
+
+
+@contextlib.contextmanager
+def explain() -> Iterator[list[Verdict]]:
+    """Ask every implementation of the ops called inside whether it can serve the call.
+
+    Call the ops through `jax.eval_shape`, so that nothing is computed.
+
+    >>> with explain() as verdicts:
+    ...     choose("op", None, {"xla": lambda: 1}, ("xla",))
+    1
+    >>> verdicts[0].implementation, verdicts[0].reason
+    ('xla', '')
+    """
+    verdicts: list[Verdict] = []
+    _explanations.append(verdicts)
+    try:
+        yield verdicts
+    finally:
+        _explanations.pop()
 
 
 def choices() -> dict[str, Choice]:
@@ -96,6 +136,8 @@ def choose(
         ExceptionGroup: none of several can.
     """
     order = _order(op, implementation, candidates, preferred)
+    if _explanations:
+        return _ask_all(op, candidates, order, _explanations[-1])
     reasons: list[NotSupported] = []
     for name in order:
         try:
@@ -108,6 +150,30 @@ def choose(
         _record(op, name, reasons)
         return result
     raise ExceptionGroup(f"{op}: no implementation can serve this call", reasons)
+
+
+def _ask_all(
+    op: str,
+    candidates: Mapping[str, Callable[[], Any]],
+    order: Sequence[str],
+    verdicts: list[Verdict],
+) -> Any:
+    """Record a verdict for each implementation; the result of the first that can serve."""
+    results, errors = [], []
+    for name in [*order, *(name for name in candidates if name not in order)]:
+        reason, certain = "", True
+        try:
+            results.append(candidates[name]())
+        except Exception as error:  # not only NotSupported: this machine may lack the device
+            reason, certain = str(error), isinstance(error, NotSupported)
+            errors.append(error)
+        rank = order.index(name) if name in order else None
+        verdicts.append(
+            Verdict(op=op, implementation=name, rank=rank, reason=reason, certain=certain)
+        )
+    if not results:
+        raise ExceptionGroup(f"{op}: no implementation can serve this call", errors)
+    return results[0]
 
 
 def _order(

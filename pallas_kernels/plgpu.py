@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import jax
 from jax.experimental import pallas as pl
+from jax._src.pallas.mosaic_gpu import core as _mgpu_core
+from jax.experimental.mosaic import gpu as _mosaic
 from jax.experimental.pallas import mosaic_gpu as _mgpu
 
 from jaxinfer.pallas_kernels.device import H100, DeviceSpec, use_device
@@ -22,6 +24,7 @@ Layout = _mgpu.Layout
 LoweringSemantics = _mgpu.LoweringSemantics
 RefUnion = _mgpu.RefUnion
 SMEM = _mgpu.SMEM
+SomeLayout = _mgpu_core.SomeLayout
 SemaphoreType = _mgpu.SemaphoreType
 SwizzleTransform = _mgpu.SwizzleTransform
 TilingTransform = _mgpu.TilingTransform
@@ -50,6 +53,7 @@ __all__ = [
     "LoweringSemantics",
     "RefUnion",
     "SemaphoreType",
+    "SomeLayout",
     "SwizzleTransform",
     "TilingTransform",
     "barrier_arrive",
@@ -66,6 +70,7 @@ __all__ = [
     "lower_for_cuda",
     "pl",
     "set_max_registers",
+    "tiled_layout",
     "wait_smem_to_gmem",
     "wgmma",
     "wgmma_wait",
@@ -111,6 +116,22 @@ def lower_for_cuda(function, *args, spec: DeviceSpec = H100, **kwargs) -> str:
     with use_device(spec):
         traced = jax.jit(function).trace(*args, **kwargs)
         return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+def tiled_layout(
+    tiles: tuple[tuple[int, ...], ...],
+    *,
+    warp_dims: tuple[int, ...],
+    lane_dims: tuple[int, ...],
+    vector_dim: int,
+) -> SomeLayout:
+    """A register layout by successive tilings; see `jax.experimental.mosaic.gpu.TiledLayout`."""
+    return _mgpu.Layout.TILED(
+        _mosaic.fragmented_array.Tiling(tiles),
+        warp_dims=warp_dims,
+        lane_dims=lane_dims,
+        vector_dim=vector_dim,
+    )
 
 
 def wgmma_add(acc: jax.Array, lhs, rhs) -> jax.Array:

@@ -1,7 +1,7 @@
 """What every checkpoint reader offers."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class GenerationDefaults:
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@runtime_checkable
 class Checkpoint(Protocol):
     """A model's files, opened but not read.
 

@@ -48,6 +48,7 @@ class OrbaxCheckpoint:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path / FILE}: {error}") from error
+        _check_sizes(path / "weights", values.get("weights_bytes", {}))
         self._weights: dict[str, Any] | None = None
 
     def read(self, name: str) -> np.ndarray:
@@ -100,6 +101,7 @@ def save_orbax(
             "format": FORMAT,
             "config": dataclasses.asdict(model.config),
             "generation": dataclasses.asdict(generation),
+            "weights_bytes": _sizes(scratch / "weights"),
         }
         (scratch / FILE).write_text(json.dumps(values, indent=2))
         if tokenizer is not None:
@@ -111,12 +113,40 @@ def save_orbax(
         raise
 
 
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _check_sizes(folder: Path, expected: dict[str, int]) -> None:
+    """Find missing and truncated files before Orbax does, whose messages do not name them."""
+    found = _sizes(folder)
+    for name, size in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{folder / name} is missing")
+        if found[name] != size:
+            raise CheckpointError(
+                f"{folder / name}: truncated or corrupt: {found[name]} bytes, expected {size}"
+            )
+
+
 def _restore(folder: Path) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
-            return dict(checkpointer.restore(folder.absolute()))
+            stored = checkpointer.metadata(folder.absolute()).item_metadata
+            if stored is None:
+                raise CheckpointError(f"{folder}: damaged Orbax checkpoint (unreadable metadata)")
+            # As numpy arrays: the devices that the file was written from need not be here.
+            restore_args = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
+            return dict(
+                checkpointer.restore(
+                    folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=restore_args)
+                )
+            )
+    except CheckpointError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: damaged Orbax checkpoint ({error})") from error
 

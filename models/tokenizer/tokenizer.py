@@ -96,9 +96,9 @@ class Tokenizer:
         )
         return self.encode(text, add_bos=False)
 
-    def stream(self, prefix: Sequence[int] = ()) -> "DecodeStream":
+    def stream(self, prefix: Sequence[int] = (), *, skip_special: bool = True) -> "DecodeStream":
         """Decode one token at a time, as if after `prefix`."""
-        return DecodeStream(self, prefix)
+        return DecodeStream(self, prefix, skip_special=skip_special)
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`."""
@@ -121,8 +121,10 @@ class DecodeStream:
     it ends in a whole character.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prefix: Sequence[int] = ()):
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer, prefix: Sequence[int] = (), *, skip_special: bool = True
+    ):
+        self._tokenizer, self._skip_special = tokenizer, skip_special
         # Tokens before `_read` have been given out; those from `_context` on are decoded again.
         self._ids = list(prefix[-4:])
         self._context = 0
@@ -138,9 +140,12 @@ class DecodeStream:
         return self._take(final=True)
 
     def _take(self, *, final: bool) -> str:
-        before = self._tokenizer.decode(self._ids[self._context : self._read])
-        after = self._tokenizer.decode(self._ids[self._context :])
+        before = self._decode(self._ids[self._context : self._read])
+        after = self._decode(self._ids[self._context :])
         if len(after) <= len(before) or (after.endswith(REPLACEMENT) and not final):
             return ""
         self._context, self._read = self._read, len(self._ids)
         return after[len(before) :]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special=self._skip_special)

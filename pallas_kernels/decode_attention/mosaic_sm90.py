@@ -22,6 +22,8 @@ from jaxinfer.pallas_kernels.decode_attention.plan import DecodePlan, num_pieces
 from jaxinfer.pallas_kernels.plgpu import pl
 
 LOG2E = math.log2(math.e)
+_MERGE_COLUMNS = 64  # of the head dimension, per CTA of the merge
+_MERGE_GROUP = 4  # pieces whose loads are in flight together
 # Layout inference of the newer semantics finds no layout for the transposed stores used here.
 _COMPILER = plgpu.CompilerParams(
     approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
@@ -78,12 +80,18 @@ class _Shape:
 
     @property
     def rows(self) -> int:
+        """Rows of a tile."""
         return -(-self.R // 8) * 8
 
     @property
-    def first_row(self) -> int:
-        """Query rows before the last full tile: where tiles near the end must start."""
-        return self.B * self.K * self.R - self.rows
+    def stride(self) -> int:
+        """Rows from one KV head's to the next's: R, padded where tiles would not hold whole heads.
+
+        Where R divides 8, a tile holds the rows of several heads; those of the others are computed
+        and dropped, which costs nothing, while padding would cost a launch.
+        """
+        whole = 8 % self.R == 0 and (self.B * self.K * self.R) % 8 == 0
+        return self.R if whole else self.rows
 
 
 def decode_attention_mosaic(
@@ -116,30 +124,23 @@ def decode_attention_mosaic(
         lengths, num_tokens=T, num_kv_heads=K, block=config.block,
         num_ctas=shape.num_ctas, left_window=left_window,
     )  # fmt: skip
-    # Rows of one KV head side by side: [B, K, T·G, H] (free for T = 1).
-    rows = query.reshape(B, T, K, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(-1, H)
-    missing = shape.rows - rows.shape[0]
-    if missing > 0:
-        rows = jnp.pad(rows, ((0, missing), (0, 0)))
+    # Rows of one KV head side by side: [B·K, R, H] (free for T = 1).
+    rows = query.reshape(B, T, K, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B * K, -1, H)
+    rows = jnp.pad(rows, ((0, 0), (0, shape.stride - shape.R), (0, 0))).reshape(-1, H)
     pieces = _attend(shape, rows, k_pages, v_pages, page_table, lengths, plan)
     out, lse = _merge(shape, query.dtype, *pieces, plan)
     out = out.reshape(B, K, T, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
     segment, row = np.indices((B * K, shape.R))
-    own = np.maximum(segment * shape.R - max(shape.first_row, 0), 0)  # as in `_tile_start`
-    lse = lse[segment, row + own]
+    lse = lse[segment, row + segment * shape.stride % shape.rows]
     lse = lse.reshape(B, K, T, shape.G).transpose(0, 2, 1, 3).reshape(B, T, N)
     return out, lse
 
 
-def _tile_start(shape: _Shape, request, head):
-    """First of the `rows` query rows loaded for a segment, and where its own rows begin in them.
-
-    A tile holds whole groups of 8 rows; near the end of the array it starts earlier instead of
-    reaching past it. The rows of other heads in it are computed and dropped.
-    """
-    own = (request * shape.K + head) * shape.R
-    start = lax.min(own, jnp.int32(max(shape.first_row, 0)))
-    return start, own - start
+def _tile_of(shape: _Shape, request, head):
+    """First query row of the tile that holds a segment's rows, and where in it they begin."""
+    row = (request * shape.K + head) * shape.stride
+    within = lax.rem(row, jnp.int32(shape.rows))
+    return row - within, within
 
 
 def _attend(shape: _Shape, rows, k_pages, v_pages, page_table, lengths, plan: DecodePlan):
@@ -170,11 +171,10 @@ def _attend(shape: _Shape, rows, k_pages, v_pages, page_table, lengths, plan: De
         scratch_types=scratch,
         grid=(shape.num_ctas,),
         grid_names=("cta",),
+        kernel_name="decode_attention",
         num_threads=2,
         thread_name="role",
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-        ),
+        compiler_params=_COMPILER,
     )
     return kernel(
         rows, k_pages, v_pages, page_table, lengths,
@@ -219,7 +219,7 @@ def _attend_body(
             def _():
                 plgpu.barrier_wait(k_free.at[slot])
 
-            row, _ = _tile_start(shape, request, head)
+            row, _ = _tile_of(shape, request, head)
             plgpu.copy_gmem_to_smem(
                 q_gmem.at[pl.ds(row, shape.rows)], q_smem.at[slot], k_ready.at[slot]
             )
@@ -265,8 +265,8 @@ def _attend_body(
             logits = pl.run_scoped(scores, plgpu.ACC((shape.config.block, shape.rows), jnp.float32))
             plgpu.barrier_arrive(k_free.at[slot])
 
-            _, own = _tile_start(shape, request, head)
-            logits = _mask(shape, _scaled(shape, logits), block, lengths_gmem[request], own)
+            _, within = _tile_of(shape, request, head)
+            logits = _mask(shape, _scaled(shape, logits), block, lengths_gmem[request], within)
             new_peak = jnp.maximum(peak, logits.max(axis=0))
             # A column that has seen no key yet keeps -inf; subtract 0 from it instead.
             safe = jnp.where(new_peak == -jnp.inf, 0.0, new_peak)
@@ -335,14 +335,14 @@ def _scaled(shape: _Shape, logits):
     return jnp.tanh(logits * (shape.scale / shape.softcap)) * (shape.softcap * LOG2E)
 
 
-def _mask(shape: _Shape, logits, block, length, own):
+def _mask(shape: _Shape, logits, block, length, within):
     """-inf where a key lies after a query's position, before its window, or past the length."""
     key = plgpu.broadcasted_iota(jnp.int32, logits.shape, 0, layout=plgpu.Layout.WGMMA)
     key = key + block * shape.config.block
     if shape.T == 1:
         position = length - 1
     else:
-        row = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=plgpu.Layout.WGMMA) - own
+        row = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=plgpu.Layout.WGMMA) - within
         position = length - shape.T
         for t in range(1, shape.T):
             position = position + (row >= t * shape.G).astype(jnp.int32)
@@ -362,13 +362,12 @@ def _merge(shape: _Shape, dtype, piece_out, piece_lse, plan: DecodePlan):
             jax.ShapeDtypeStruct((segments, shape.rows), jnp.float32),
         ),
         scratch_types=dict(
-            out_smem=plgpu.SMEM((shape.rows, shape.H), dtype),
+            out_smem=plgpu.SMEM((shape.rows, _MERGE_COLUMNS), dtype),
         ),
-        grid=(shape.K, shape.B),
-        grid_names=("head", "request"),
-        compiler_params=plgpu.CompilerParams(
-            approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-        ),
+        grid=(shape.H // _MERGE_COLUMNS, shape.K, shape.B),
+        grid_names=("part", "head", "request"),
+        kernel_name="decode_attention_merge",
+        compiler_params=_COMPILER,
     )
     return kernel(piece_out, piece_lse, plan.before, plan.share)
 
@@ -376,7 +375,7 @@ def _merge(shape: _Shape, dtype, piece_out, piece_lse, plan: DecodePlan):
 def _merge_body(
     shape: _Shape, piece_out, piece_lse, before_gmem, share_gmem, out_gmem, lse_gmem, *, out_smem
 ):
-    head, request = lax.axis_index("head"), lax.axis_index("request")
+    part, head, request = (lax.axis_index(name) for name in ("part", "head", "request"))
     share = share_gmem[0]
     before = before_gmem[request]
     blocks = before_gmem[request + 1] - before
@@ -384,25 +383,43 @@ def _merge_body(
     segment = head * shape.B + request
     first_piece = lax.div(first_unit, share) + segment
     end_piece = lax.div(first_unit + blocks - 1, share) + segment + 1
-    end_piece = lax.select(blocks > 0, end_piece, first_piece)
+    pieces = lax.select(blocks > 0, end_piece - first_piece, jnp.int32(0))
+    columns = pl.ds(part * _MERGE_COLUMNS, _MERGE_COLUMNS)
 
-    columns = plgpu.Layout.WGMMA.reduce(0)
-    peak = plgpu.layout_cast(jnp.full((shape.rows,), -jnp.inf, jnp.float32), columns)
-    total = plgpu.layout_cast(jnp.zeros((shape.rows,), jnp.float32), columns)
-    acc = plgpu.layout_cast(jnp.zeros((shape.H, shape.rows), jnp.float32), plgpu.Layout.WGMMA)
+    along_rows = plgpu.Layout.WGMMA.reduce(0)
+    tile = (_MERGE_COLUMNS, shape.rows)
+    peak = plgpu.layout_cast(jnp.full((shape.rows,), -jnp.inf, jnp.float32), along_rows)
+    total = plgpu.layout_cast(jnp.zeros((shape.rows,), jnp.float32), along_rows)
+    acc = plgpu.layout_cast(jnp.zeros(tile, jnp.float32), plgpu.Layout.WGMMA)
 
-    def add(piece, carry):
+    def add_group(group, carry):
+        """Add `_MERGE_GROUP` pieces at once: their loads wait for memory together."""
         acc, total, peak = carry
-        lse = plgpu.load(piece_lse.at[piece], layout=columns, optimized=False)
-        part = plgpu.load(piece_out.at[piece], layout=plgpu.Layout.WGMMA, optimized=False)
-        new_peak = jnp.maximum(peak, lse)
+        lses, parts = [], []
+        for i in range(_MERGE_GROUP):
+            index = group * _MERGE_GROUP + i
+            piece = first_piece + lax.min(index, pieces - 1)
+            lse = plgpu.load(piece_lse.at[piece], layout=along_rows, optimized=False)
+            absent = jnp.where(index < pieces, 0.0, -jnp.inf).astype(jnp.float32)
+            lses.append(lse + absent)
+            parts.append(
+                plgpu.load(
+                    piece_out.at[piece, columns], layout=plgpu.Layout.WGMMA, optimized=False
+                )
+            )
+        new_peak = functools.reduce(jnp.maximum, lses, peak)
         safe = jnp.where(new_peak == -jnp.inf, 0.0, new_peak)
-        correction, weight = jnp.exp2(peak - safe), jnp.exp2(lse - safe)
+        correction = jnp.exp2(peak - safe)
         acc = acc * lax.broadcast_in_dim(correction, acc.shape, [1])
-        acc = acc + part * lax.broadcast_in_dim(weight, acc.shape, [1])
-        return acc, total * correction + weight, new_peak
+        total = total * correction
+        for lse, value in zip(lses, parts, strict=True):
+            weight = jnp.exp2(lse - safe)
+            acc = acc + value * lax.broadcast_in_dim(weight, acc.shape, [1])
+            total = total + weight
+        return acc, total, new_peak
 
-    acc, total, peak = lax.fori_loop(first_piece, end_piece, add, (acc, total, peak))
+    groups = lax.div(pieces + _MERGE_GROUP - 1, jnp.int32(_MERGE_GROUP))
+    acc, total, peak = lax.fori_loop(0, groups, add_group, (acc, total, peak))
     seen = total > 0.0
     divisor = jnp.where(seen, total, 1.0)
     result = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
@@ -410,9 +427,14 @@ def _merge_body(
         result.astype(out_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
     )
     plgpu.commit_smem()
-    _, own = _tile_start(shape, request, head)
     index = request * shape.K + head
-    plgpu.copy_smem_to_gmem(out_smem.at[pl.ds(own, shape.R)], out_gmem.at[index])
-    lse = jnp.where(seen, (peak + jnp.log2(divisor)) / LOG2E, -jnp.inf)
-    lse_gmem[index] = lse
+    _, within = _tile_of(shape, request, head)
+    plgpu.copy_smem_to_gmem(
+        out_smem.at[pl.ds(within, shape.R)], out_gmem.at[index, pl.ds(0, shape.R), columns]
+    )
+
+    @pl.when(part == 0)
+    def _():
+        lse_gmem[index] = jnp.where(seen, (peak + jnp.log2(divisor)) / LOG2E, -jnp.inf)
+
     plgpu.wait_smem_to_gmem(0)

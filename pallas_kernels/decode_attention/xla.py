@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+
 from jaxinfer.pallas_kernels.attention.pages import gather_pages
 
 

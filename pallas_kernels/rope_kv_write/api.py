@@ -5,8 +5,13 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinfer.pallas_kernels.dispatch import Implementation, choose
+from jaxinfer.pallas_kernels.device import current_device
+from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
+from jaxinfer.pallas_kernels.rope_kv_write import config as configs
+from jaxinfer.pallas_kernels.rope_kv_write.mosaic_sm90 import rope_kv_write_mosaic, rows_per_tile
 from jaxinfer.pallas_kernels.rope_kv_write.xla import rope_kv_write_xla
+
+_NAME = "rope_kv_write"
 
 
 def rope_kv_write(
@@ -45,7 +50,7 @@ def rope_kv_write(
         page_table: `[B, M]` int32.
         start: `[B]` int32, position of token 0.
         num_tokens: `[B]` int32, tokens of each row that are real, 0 … T.
-        implementation: `"xla"`, or None for the measured choice.
+        implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.
 
     Returns:
         Rotated q and k in their dtype, and both pools with the new tokens.
@@ -53,6 +58,7 @@ def rope_kv_write(
     Raises:
         ValueError: shapes that do not fit together.
         TypeError: keys, values and pages of different dtypes.
+        NotSupported: the implementation asked for by name cannot serve the call.
 
     Numerics: the rotation is computed in float32 and rounded once.
 
@@ -70,8 +76,31 @@ def rope_kv_write(
         q, k, v, cos, sin, k_pages, v_pages, page_table,
         start.astype(jnp.int32), num_tokens.astype(jnp.int32),
     )  # fmt: skip
-    candidates = {"xla": functools.partial(rope_kv_write_xla, *arguments)}
-    return choose("rope_kv_write", implementation, candidates, ("xla",))
+
+    def mosaic():
+        _check_mosaic(q, k)
+        return rope_kv_write_mosaic(*arguments)
+
+    candidates = {"mosaic": mosaic, "xla": functools.partial(rope_kv_write_xla, *arguments)}
+    return choose(_NAME, implementation, candidates, configs.PREFERRED)
+
+
+def _check_mosaic(q, k) -> None:
+    """Raise NotSupported where the kernel cannot serve the call."""
+    refuse = functools.partial(NotSupported, _NAME, "mosaic")
+    device = current_device()
+    if not device.is_hopper:
+        raise refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or k.dtype != q.dtype:
+        raise refuse(f"dtypes {q.dtype} and {k.dtype}", "bfloat16 or float16 for all")
+    N, H = q.shape[2:]
+    K = k.shape[2]
+    if H not in (64, 128, 256):
+        raise refuse(f"head_dim {H}", "64, 128, 256")
+    if rows_per_tile(N + K, H) is None:
+        raise refuse(f"N + K = {N + K} heads at head_dim {H}", "a multiple of 4 (2 at H = 128)")
+    if max(N, K) > 256:
+        raise refuse(f"{N} heads", "at most 256")
 
 
 def _check(q, k, v, cos, sin, k_pages, v_pages, page_table) -> None:

@@ -1,0 +1,1 @@
+"""The `jaxinfer` command: generate, chat, eval, info, convert."""

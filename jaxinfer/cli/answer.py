@@ -1,0 +1,95 @@
+"""One streamed answer, and how fast it came."""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from jaxinfer.progress import CompileWatch, Reporter
+
+if TYPE_CHECKING:
+    from jaxinfer.llm import LLM
+    from jaxinfer.sampling_params import SamplingParams
+
+
+@dataclasses.dataclass(kw_only=True)
+class Answer:
+    """An answer while it grows.
+
+    Attributes:
+        text: So far.
+        token_ids: So far.
+        finish_reason: `"stop"`, `"length"`, or None while it grows or if it was interrupted.
+        ttft_s: Time to the first token, seconds, compilation included; None before it.
+        ttft_compile_s: Of it, compilation.
+        seconds: From the prompt to the latest token.
+        compile_s: Of it, compilation.
+    """
+
+    text: str = ""
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    finish_reason: str | None = None
+    ttft_s: float | None = None
+    ttft_compile_s: float = 0.0
+    seconds: float = 0.0
+    compile_s: float = 0.0
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Rate after the first token, compilation left out; None for answers of one token."""
+        if self.ttft_s is None or len(self.token_ids) < 2:
+            return None
+        computing = self.seconds - self.ttft_s - (self.compile_s - self.ttft_compile_s)
+        return (len(self.token_ids) - 1) / computing if computing > 0 else None
+
+    def speed(self) -> str:
+        """One line for people."""
+        if self.ttft_s is None:
+            return "no tokens"
+        rate = self.tokens_per_second
+        parts = [f"{len(self.token_ids)} tokens"]
+        parts += [f"{rate:.1f} tokens/s"] if rate else []
+        spent = self.ttft_compile_s
+        compiling = f" ({spent:.2f} s of it compiling)" if spent >= 0.05 else ""
+        parts.append(f"first token after {self.ttft_s:.2f} s{compiling}")
+        parts += ["cut off at --max-tokens"] if self.finish_reason == "length" else []
+        return ", ".join(parts)
+
+
+def stream_answer(
+    llm: "LLM",
+    prompt_ids: Sequence[int],
+    params: "SamplingParams",
+    write: Callable[[str], None],
+    reporter: Reporter,
+    answer: Answer,
+) -> None:
+    """Generate, handing out text as it comes.
+
+    Args:
+        llm: The engine.
+        prompt_ids: Tokens of the prompt.
+        params: How to sample.
+        write: Called with each piece of text.
+        reporter: Shows compilation before the first token.
+        answer: Filled in; holds what came so far if this is interrupted.
+    """
+    start = time.perf_counter()
+    with contextlib.ExitStack() as waiting, CompileWatch() as watch:
+        watch.progress = waiting.enter_context(
+            reporter.task("compile", unit="programs", quiet=True)
+        )
+        for output in llm.stream(list(prompt_ids), params):
+            answer.seconds = time.perf_counter() - start
+            if answer.ttft_s is None:
+                answer.ttft_s, answer.ttft_compile_s = answer.seconds, watch.seconds
+                waiting.close()  # the bar goes before text comes
+                watch.progress = None
+            piece = output.outputs[0]
+            answer.compile_s = watch.seconds
+            answer.token_ids.extend(piece.token_ids)
+            answer.finish_reason = piece.finish_reason
+            answer.text += piece.text
+            if piece.text:
+                write(piece.text)

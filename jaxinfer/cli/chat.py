@@ -1,0 +1,165 @@
+"""`jaxinfer chat`: a conversation in the terminal."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxinfer.cli.answer import Answer, stream_answer
+from jaxinfer.cli.errors import UsageError, one_line
+from jaxinfer.cli.loading import open_model, start_engine
+from jaxinfer.cli.options import Model, Output, Sampling
+from jaxinfer.progress import Reporter
+
+if TYPE_CHECKING:
+    from jaxinfer.llm import LLM
+    from jaxinfer.sampling_params import SamplingParams
+
+    from jaxinfer.models.tokenizer.tokenizer import Tokenizer
+
+EXAMPLES = """
+jaxinfer chat
+jaxinfer chat --system "Answer in one sentence." --temperature 0.7
+jaxinfer chat --model Qwen/Qwen2.5-0.5B-Instruct
+"""
+
+HELP = """\
+/help        this list
+/reset       forget the conversation (the system message stays)
+/undo        forget the last question and answer
+/save FILE   write the conversation as JSON
+/exit        leave; so does Ctrl-D
+Ctrl-C stops an answer and keeps what came of it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chat(Output):
+    """Talk with a model: Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.
+
+    Where standard input is not a terminal, every line of it is one question.
+    """
+
+    system: str = ""
+    """System message in front of the conversation."""
+    model: Model = dataclasses.field(default_factory=Model)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+
+    def run(self) -> int:
+        """Talk until the end of input; the exit code."""
+        self.sampling.params({})  # wrong values are found before anything is downloaded
+        reporter = self.reporter()
+        checkpoint, tokenizer = open_model(self.model.model, reporter)
+        if tokenizer.chat_template is None:
+            raise UsageError(
+                f"{checkpoint.path} has no chat template (a base model?); "
+                "use jaxinfer generate --raw"
+            )
+        params = self.sampling.params(checkpoint.generation.sampling)
+        llm = start_engine(checkpoint, tokenizer, self.model, reporter)
+        talk = Conversation(llm, tokenizer, params, reporter, system=self.system)
+        if sys.stdin.isatty():
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (line editing and history for input())
+            reporter.note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.")
+        while (line := _read_line()) is not None:
+            if not talk.handle(line):
+                break
+        return 0
+
+
+class Conversation:
+    """Messages so far, and what a line of input does to them."""
+
+    def __init__(
+        self,
+        llm: "LLM",
+        tokenizer: "Tokenizer",
+        params: "SamplingParams",
+        reporter: Reporter,
+        *,
+        system: str = "",
+    ):
+        """Begin, with a system message if it is not empty."""
+        self._llm, self._tokenizer, self._params = llm, tokenizer, params
+        self._reporter = reporter
+        self._opening = [{"role": "system", "content": system}] if system else []
+        self.messages: list[dict[str, str]] = list(self._opening)
+
+    def handle(self, line: str) -> bool:
+        """Answer a question or obey a command; False to leave."""
+        line = line.strip()
+        if line.startswith("/"):
+            return self._command(line)
+        if line:
+            self._ask(line)
+        return True
+
+    def _command(self, line: str) -> bool:
+        name, _, rest = line.partition(" ")
+        match name:
+            case "/exit" | "/quit":
+                return False
+            case "/help":
+                print(HELP)
+            case "/reset":
+                self.messages = list(self._opening)
+                print("The conversation is forgotten.")
+            case "/undo":
+                del self.messages[max(len(self.messages) - 2, len(self._opening)) :]
+            case "/save":
+                self._save(rest.strip())
+            case _:
+                print(f"unknown command {name}; /help lists them", file=sys.stderr)
+        return True
+
+    def _ask(self, question: str) -> None:
+        """Stream an answer. Errors leave the conversation as it was."""
+        asked = [*self.messages, {"role": "user", "content": question}]
+        answer = Answer()
+        try:
+            ids = self._tokenizer.apply_chat_template(asked)
+            stream_answer(self._llm, ids, self._params, _write, self._reporter, answer)
+        except KeyboardInterrupt:
+            _write(" [stopped]")
+        except ValueError as error:  # too long, or refused by the template
+            if answer.text:
+                _write("\n")
+            print(f"error: {one_line(error)} (/reset or /undo makes room)", file=sys.stderr)
+            return
+        _write("\n")
+        self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+        self._reporter.note(f"[{answer.speed()}]")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            print("/save needs a file name", file=sys.stderr)
+            return
+        try:
+            text = json.dumps(self.messages, indent=2, ensure_ascii=False)
+            Path(name).expanduser().write_text(text + "\n")
+        except OSError as error:
+            print(f"error: cannot write {name}: {error.strerror}", file=sys.stderr)
+        else:
+            print(f"{len(self.messages)} messages in {name}")
+
+
+def _read_line() -> str | None:
+    """The next line; None at the end of input. Ctrl-C at the prompt drops the line."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            if sys.stdin.isatty():
+                print()
+            return None
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            print("\n(Ctrl-D leaves)")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

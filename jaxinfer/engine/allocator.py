@@ -1,0 +1,74 @@
+"""Which request owns which pages of the KV cache."""
+
+from collections.abc import Hashable
+
+
+class PageAllocator:
+    """A free list of pages, and the pages of every owner in order.
+
+    >>> pages = PageAllocator(num_pages=4, page_size=16)
+    >>> pages.grow("a", num_tokens=20)
+    True
+    >>> len(pages.owned("a")), pages.num_free
+    (2, 2)
+    >>> pages.release("a")
+    >>> pages.num_free
+    4
+    """
+
+    def __init__(self, *, num_pages: int, page_size: int):
+        """Make a pool in which every page is free.
+
+        Raises:
+            ValueError: a size that is not positive.
+        """
+        if num_pages < 1 or page_size < 1:
+            raise ValueError(
+                f"num_pages and page_size must be positive; got {num_pages} and {page_size}"
+            )
+        self.num_pages, self.page_size = num_pages, page_size
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._owned: dict[Hashable, list[int]] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Pages that nobody owns."""
+        return len(self._free)
+
+    def pages_for(self, num_tokens: int) -> int:
+        """Pages that a sequence of this length occupies."""
+        return -(-num_tokens // self.page_size)
+
+    def owned(self, owner: Hashable) -> list[int]:
+        """The owner's pages, in the order of its tokens."""
+        return self._owned.get(owner, [])
+
+    def missing(self, owner: Hashable, *, num_tokens: int) -> int:
+        """Pages that the owner lacks for a sequence of this length."""
+        return max(self.pages_for(num_tokens) - len(self.owned(owner)), 0)
+
+    def grow(self, owner: Hashable, *, num_tokens: int) -> bool:
+        """Give the owner pages for this many tokens in all; False, and none, if too few are free."""
+        missing = self.missing(owner, num_tokens=num_tokens)
+        if missing > len(self._free):
+            return False
+        pages = self._owned.setdefault(owner, [])
+        pages.extend(self._free.pop() for _ in range(missing))
+        return True
+
+    def release(self, owner: Hashable) -> None:
+        """Take back all pages of an owner; nothing happens if it has none."""
+        self._free.extend(reversed(self._owned.pop(owner, [])))
+
+    def check_invariants(self) -> None:
+        """Every page is free or owned, once.
+
+        Raises:
+            AssertionError: a page is lost or held twice: a defect of the engine.
+        """
+        held = [page for pages in self._owned.values() for page in pages] + self._free
+        if sorted(held) != list(range(self.num_pages)):
+            raise AssertionError(
+                f"page pool is inconsistent: {len(held)} pages held, "
+                f"{len(set(held))} different, {self.num_pages} exist"
+            )

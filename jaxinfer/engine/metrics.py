@@ -1,0 +1,24 @@
+"""What an engine has done so far."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class EngineMetrics:
+    """Counters since the engine was made.
+
+    Attributes:
+        requests: Answers finished.
+        prompt_tokens: Prefilled, repeated prefills included.
+        output_tokens: Produced.
+        decode_steps: Steps dispatched.
+        wasted_steps: Row-steps whose token came after the end of its answer.
+        preemptions: Requests put back for lack of pages.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    decode_steps: int = 0
+    wasted_steps: int = 0
+    preemptions: int = 0

@@ -1,0 +1,99 @@
+"""Sizes of an engine that fit the model and the device."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.engine.engine import EngineConfig
+from jaxinfer.errors import KVCacheFullError
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.pallas_kernels.device import current_device
+
+_CPU_CACHE_BYTES = 1 << 30
+_LONGEST_BY_DEFAULT = 32_768
+
+
+def choose_sizes(
+    model: Decoder,
+    *,
+    max_model_len: int | None,
+    max_num_seqs: int | None,
+    max_num_batched_tokens: int | None,
+    block_size: int,
+    gpu_memory_utilization: float,
+    num_gpu_blocks_override: int | None,
+    steps_per_sync: int | None,
+    seed: int,
+    implementation: str | None,
+    batch_invariant: bool,
+) -> EngineConfig:
+    """Fill in what the caller left open; arguments as in `jaxinfer.LLM`.
+
+    Raises:
+        ValueError: a size that is not positive, a context longer than the model's, or a
+            share of memory outside of (0, 1].
+        KVCacheFullError: nothing is left for the cache beside the weights.
+    """
+    if not 0 < gpu_memory_utilization <= 1:
+        raise ValueError(
+            f"gpu_memory_utilization must be more than 0 and at most 1; "
+            f"got {gpu_memory_utilization}"
+        )
+    config = model.config
+    on_cpu = jax.default_backend() == "cpu"
+    longest = config.max_position_embeddings
+    if max_model_len is not None and max_model_len > longest:
+        raise ValueError(
+            f"max_model_len must be at most {longest}, the longest context this model was "
+            f"trained for; got {max_model_len}"
+        )
+    rows = max_num_seqs or (8 if on_cpu else 64)
+    tokens = max_num_batched_tokens or (512 if on_cpu else 4096)
+    dtype = model.embed[...].dtype
+    length = max_model_len or min(longest, _LONGEST_BY_DEFAULT)
+    pages = num_gpu_blocks_override
+    if pages is None:
+        wanted = rows * -(-length // block_size)
+        budget = _CPU_CACHE_BYTES if on_cpu else _free_bytes(config, tokens, gpu_memory_utilization)
+        pages = min(wanted, budget // _page_bytes(config, block_size, dtype))
+        if pages < 1:
+            raise KVCacheFullError(
+                f"no memory is left for the KV cache ({budget / 1e9:.1f} GB); "
+                f"raise gpu_memory_utilization or choose a smaller model"
+            )
+    if max_model_len is None:
+        length = min(length, pages * block_size)
+    device = current_device()
+    return EngineConfig(
+        max_model_len=length,
+        num_pages=pages,
+        page_size=block_size,
+        max_num_seqs=rows,
+        max_num_batched_tokens=tokens,
+        steps_per_sync=steps_per_sync or (2 if on_cpu else 8),
+        dtype=dtype,
+        seed=seed,
+        implementation=implementation,
+        batch_invariant=batch_invariant,
+        full_tables=device.is_hopper and implementation in (None, "mosaic"),
+    )
+
+
+def _page_bytes(config: DecoderConfig, page_size: int, dtype: Any) -> int:
+    """Memory of one page over all layers, keys and values, bytes."""
+    tokens = config.num_layers * page_size * config.num_kv_heads * config.head_dim
+    return 2 * tokens * jnp.dtype(dtype).itemsize
+
+
+def _free_bytes(config: DecoderConfig, batched_tokens: int, utilization: float) -> int:
+    """Memory for the cache once weights are loaded and a prefill's activations are set aside."""
+    stats = jax.local_devices()[0].memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        raise KVCacheFullError(
+            "this device does not tell how much memory it has; set num_gpu_blocks_override"
+        )
+    widest = 2 * config.intermediate_size + 8 * config.hidden_size
+    activations = 4 * batched_tokens * widest + 16 * 64 * config.vocab_size
+    return int(stats["bytes_limit"] * utilization) - stats["bytes_in_use"] - activations

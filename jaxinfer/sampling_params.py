@@ -1,0 +1,146 @@
+"""How to turn scores into tokens, for one request; names and meaning as in vLLM."""
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+MAX_LOGPROBS = 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """Sampling, stopping and reporting of one request.
+
+    Attributes:
+        n: Answers per prompt, each with its own random numbers.
+        temperature: Divisor of the logits; 0 is greedy.
+        top_p: Keep the most probable tokens whose probabilities sum to at least this, in (0, 1].
+        top_k: Keep this many most probable tokens; 0 (or -1): all.
+        min_p: Keep tokens at least this probable relative to the best one, in [0, 1].
+        seed: Makes the answer reproducible whatever shares the batch; None: from the engine's
+            seed and the request's number.
+        presence_penalty: Subtracted from the logit of every token already in the answer.
+        frequency_penalty: Subtracted once per occurrence in the answer.
+        repetition_penalty: Divides positive and multiplies negative logits of tokens in prompt or
+            answer (Keskar et al., 2019).
+        stop: Strings that end the answer; they are cut off unless `include_stop_str_in_output`.
+        stop_token_ids: Tokens that end the answer, besides the model's own.
+        ignore_eos: Do not stop at the model's end-of-text tokens.
+        max_tokens: Longest answer, tokens; None: until the context is full.
+        min_tokens: No end-of-text or stop token before this many tokens.
+        logprobs: Report log-probabilities of this many best tokens at every step (0: of the
+            chosen token alone).
+        prompt_logprobs: The same for the tokens of the prompt.
+        include_stop_str_in_output: Keep the stop string in the text.
+        skip_special_tokens: Leave special tokens out of the text.
+
+    Raises:
+        ValueError: a value outside of its range; the message names the field.
+        TypeError: an unknown field, or a value of the wrong type.
+
+    >>> SamplingParams(temperature=0.7, top_p=0.9, max_tokens=64).temperature
+    0.7
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: str | list[str] | tuple[str, ...] | None = None
+    stop_token_ids: list[int] | tuple[int, ...] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+
+    def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        if self.top_k == -1:
+            object.__setattr__(self, "top_k", 0)
+        self._check_numbers()
+        if any(not isinstance(text, str) or not text for text in stop):
+            raise ValueError(f"stop must be non-empty strings; got {stop!r}")
+        if any(not _is_int(token) or token < 0 for token in self.stop_token_ids or ()):
+            raise ValueError(f"stop_token_ids must be token ids; got {self.stop_token_ids!r}")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"min_tokens must not exceed max_tokens; got {self.min_tokens} > {self.max_tokens}"
+            )
+
+    def _check_numbers(self) -> None:
+        none = math.inf
+        bounds = {
+            "n": (int, 1, none), "top_k": (int, 0, none), "min_tokens": (int, 0, none),
+            "temperature": (float, 0.0, none), "min_p": (float, 0.0, 1.0),
+            "top_p": (float, 0.0, 1.0), "repetition_penalty": (float, 0.0, none),
+            "presence_penalty": (float, -2.0, 2.0), "frequency_penalty": (float, -2.0, 2.0),
+            "max_tokens": (int, 1, none), "seed": (int, 0, 2**63 - 1),
+            "logprobs": (int, 0, MAX_LOGPROBS), "prompt_logprobs": (int, 0, MAX_LOGPROBS),
+        }  # fmt: skip
+        optional = {"max_tokens", "seed", "logprobs", "prompt_logprobs"}
+        for name, (kind, low, high) in bounds.items():
+            value: Any = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if not _is_int(value) and (kind is int or not isinstance(value, float)):
+                what = "an integer" if kind is int else "a number"
+                raise TypeError(f"{name} must be {what}; got {value!r}")
+            if not math.isfinite(value) or not low <= value <= high:
+                span = f"at least {low:g}" if high == none else f"between {low:g} and {high:g}"
+                raise ValueError(f"{name} must be {span}; got {value!r}")
+        for name in ("top_p", "repetition_penalty"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be more than 0; got 0")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "SamplingParams":
+        """From a dictionary, such as a parsed request.
+
+        Raises:
+            TypeError: an unknown name; the message gives the nearest known one.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+                raise TypeError(f"unknown sampling parameter {name!r}{hint}")
+        return cls(**values)
+
+    def replace(self, **fields: Any) -> "SamplingParams":
+        """A copy with some fields replaced, checked again."""
+        return dataclasses.replace(self, **fields)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether no random number is drawn."""
+        return self.temperature == 0
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether some tokens are ruled out by rank or probability."""
+        return not self.is_greedy and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether earlier tokens change the logits."""
+        return (
+            self.presence_penalty != 0
+            or self.frequency_penalty != 0
+            or self.repetition_penalty != 1
+        )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

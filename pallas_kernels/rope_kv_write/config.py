@@ -1,0 +1,3 @@
+"""Which implementation of `rope_kv_write` is tried first."""
+
+PREFERRED = ("mosaic", "xla")
