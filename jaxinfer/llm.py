@@ -1,19 +1,20 @@
 """`LLM`: text in, text out; names as in vLLM."""
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
+from jaxinfer.engine.delivery import merge
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.sizing import choose_sizes
-from jaxinfer.models.checkpoint.open import load_model, open_checkpoint
+from jaxinfer.loading import load_pair
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
-from jaxinfer.outputs import CompletionOutput, RequestOutput
+from jaxinfer.outputs import RequestOutput
 from jaxinfer.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int]
@@ -22,6 +23,9 @@ Progress = Callable[[str, int, int], None]
 
 class LLM:
     """A model that answers.
+
+    Streams and calls of `generate` may be interleaved in one thread; they share the batch. For
+    several threads, put one in charge of an `Engine` and talk to it.
 
     Attributes:
         engine: What computes the answers.
@@ -63,15 +67,17 @@ class LLM:
             implementation: Use this implementation of every op that has it, such as `"xla"`.
             batch_invariant: Compute in the same shapes whatever shares the batch, so that an
                 answer is the same to the bit. Slower for small batches.
-            progress: Called with (weight name, weights read, weights in all).
+            progress: Called with (what is fetched or read, units done, units in all).
 
         Raises:
             CheckpointError: the model's files are missing or damaged.
             UnsupportedModelError: its architecture or quantisation is not implemented.
+            DownloadError: it has to be fetched, and that failed.
             KVCacheFullError: no memory is left for the cache.
-            ValueError: a size or dtype out of range.
+            ValueError: a size, dtype or implementation that does not exist here.
+            TypeError: a model that is neither a name, a path nor a pair.
         """
-        decoder, self.tokenizer = _load(model, dtype, progress)
+        decoder, self.tokenizer = load_pair(model, dtype, implementation, progress)
         if self.tokenizer is not None and self.tokenizer.vocab_size > decoder.config.vocab_size:
             raise ValueError(
                 f"tokenizer does not match the model: it has {self.tokenizer.vocab_size} tokens, "
@@ -91,6 +97,7 @@ class LLM:
             batch_invariant=batch_invariant,
         )
         self.engine = Engine(decoder, self.tokenizer, sizes)
+        self._inboxes: dict[str, deque[RequestOutput]] = {}
 
     def generate(
         self,
@@ -111,22 +118,40 @@ class LLM:
             One output per prompt, in order.
 
         Raises:
-            ValueError: an empty prompt, or numbers of prompts and parameters that differ. Nothing
-                is generated then, for any prompt.
+            ValueError: an empty prompt, a token that the model does not have, or numbers of
+                prompts and parameters that differ.
+            TypeError: a prompt that is neither text nor token ids.
             ContextLengthError: a prompt that leaves no room for an answer.
             KVCacheFullError: a request that could never run.
+
+        After an error nothing of this call is generated; after an interrupt nothing of it goes on.
         """
-        batch = _as_batch(prompts)
+        batch = [self._encode(prompt) for prompt in _as_batch(prompts)]
         params = _one_each(sampling_params, len(batch))
+        for (_, ids), param in zip(batch, params, strict=True):
+            self.engine.check_request(ids, param)
+        inbox: deque[RequestOutput] = deque()
         names: list[str] = []
+        outputs: dict[str, RequestOutput] = {}
+        done = waiting = 0
         with _reporting(use_tqdm, sum(p.n for p in params)) as progress:
             try:
-                for prompt, param in zip(batch, params, strict=True):
-                    names.append(self._add(prompt, param))
-                return self._run(names, progress)
-            except BaseException:
-                self._abandon(names)
-                raise
+                for (text, ids), param in zip(batch, params, strict=True):
+                    names.append(self._add(text, ids, param, inbox))
+                waiting = len(names)
+                while waiting:
+                    self._advance(inbox)
+                    while inbox:
+                        delta = inbox.popleft()
+                        merge(outputs, delta)
+                        waiting -= delta.finished
+                        ended = sum(part.finish_reason is not None for part in delta.outputs)
+                        if ended:
+                            done += ended
+                            progress("generate", done, 0)
+            finally:
+                self._forget(names)
+        return [outputs[name] for name in names]
 
     def chat(
         self,
@@ -144,7 +169,12 @@ class LLM:
 
         Raises:
             ValueError: no messages, no chat template, or a template that refuses the messages.
+            TypeError: messages that are not a list.
         """
+        if isinstance(messages, str | Mapping):
+            raise TypeError(
+                f"messages must be a list of {{'role': …, 'content': …}}; got {messages!r:.80}"
+            )
         if not messages:
             raise ValueError("messages is empty; give at least one message")
         single = isinstance(messages[0], Mapping)
@@ -168,49 +198,65 @@ class LLM:
             Outputs that hold only new text and tokens; the last one has `finished`. Closing the
             iterator ends the request.
 
-        Raises:
-            ValueError, ContextLengthError, KVCacheFullError: as in `generate`, at once.
-        """
-        name = self._add(prompt, sampling_params or SamplingParams())
-        return self._stream(name)
+        The request begins with the first `next`.
 
-    def _stream(self, name: str) -> Iterator[RequestOutput]:
+        Raises:
+            ValueError, TypeError: as in `generate`, at once.
+        """
+        text, ids = self._encode(prompt)
+        params = sampling_params or SamplingParams()
+        self.engine.check_request(ids, params)
+        return self._stream(text, ids, params)
+
+    def _stream(
+        self, text: str | None, ids: Sequence[int], params: SamplingParams
+    ) -> Iterator[RequestOutput]:
+        inbox: deque[RequestOutput] = deque()
+        name = self._add(text, ids, params, inbox)
         try:
             while True:
-                for output in self.engine.step():
-                    if output.request_id == name:
-                        yield output
-                        if output.finished:
-                            return
+                self._advance(inbox)
+                while inbox:
+                    output = inbox.popleft()
+                    yield output
+                    if output.finished:
+                        return
         finally:
-            self._abandon([name])
+            self._forget([name])
 
-    def _add(self, prompt: Prompt, params: SamplingParams) -> str:
+    def _encode(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
+        """A prompt's text, if it is one, and its tokens."""
         if not isinstance(prompt, str):
-            return self.engine.add_request(prompt, params)
+            return None, prompt
         if not prompt:
             raise ValueError("prompt is empty; give at least one character")
-        return self.engine.add_request(self._tokenizer().encode(prompt), params, prompt=prompt)
+        return prompt, self._tokenizer().encode(prompt)
 
-    def _run(self, names: list[str], progress: Progress) -> list[RequestOutput]:
-        outputs: dict[str, RequestOutput] = {}
-        waiting, done = set(names), 0
-        while waiting:
-            for delta in self.engine.step():
-                if delta.request_id not in waiting:
-                    continue
-                _merge(outputs, delta)
-                done += sum(part.finish_reason is not None for part in delta.outputs)
-                progress("generate", done, 0)
-                if delta.finished:
-                    waiting.discard(delta.request_id)
-        return [outputs[name] for name in names]
+    def _add(
+        self,
+        text: str | None,
+        ids: Sequence[int],
+        params: SamplingParams,
+        inbox: deque[RequestOutput],
+    ) -> str:
+        name = self.engine.add_request(ids, params, prompt=text)
+        self._inboxes[name] = inbox
+        return name
 
-    def _abandon(self, names: list[str]) -> None:
-        """End requests that nobody waits for, and let the engine forget them."""
-        for name in names:
-            self.engine.abort(name)
+    def _advance(self, inbox: deque[RequestOutput]) -> None:
+        """Compute until something new is in `inbox`; what is for others goes to theirs."""
+        while not inbox:
+            if not self.engine.has_work:
+                raise RuntimeError("the request was taken out of the engine by someone else")
+            for output in self.engine.step():
+                if (box := self._inboxes.get(output.request_id)) is not None:
+                    box.append(output)
+
+    def _forget(self, names: list[str]) -> None:
+        """End requests that nobody waits for any more."""
         self.engine.discard(names)
+        for name in names:
+            self._inboxes.pop(name, None)
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -218,29 +264,12 @@ class LLM:
         return self.tokenizer
 
 
-def _load(
-    model: str | Path | tuple[Decoder, Tokenizer | None], dtype: str, progress: Progress | None
-) -> tuple[Decoder, Tokenizer | None]:
-    if isinstance(model, tuple):
-        if dtype != "auto":
-            raise ValueError("dtype applies to a model that is loaded; this one is a decoder")
-        return model
-    # Downloading needs modules that a local model does not.
-    from jaxinfer.hub import resolve_model
-
-    checkpoint = open_checkpoint(resolve_model(str(model)))
-    tokenizer = checkpoint.tokenizer()
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype must be auto, float32, bfloat16 or float16; got {dtype!r}")
-    return load_model(checkpoint, dtype=jnp.dtype(dtype), progress=progress), tokenizer
-
-
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    if len(prompts) and all(isinstance(item, int) for item in prompts):
+    if not isinstance(prompts, Sequence | np.ndarray):
+        raise TypeError(f"prompts must be text, token ids or a list of either; got {prompts!r:.80}")
+    if len(prompts) and all(isinstance(item, int | np.integer) for item in prompts):
         return [cast("Sequence[int]", prompts)]
     return list(cast("Sequence[Prompt]", prompts))
 
@@ -255,36 +284,6 @@ def _one_each(
             f"sampling_params must be one, or one per prompt; got {len(params)} for {count} prompts"
         )
     return list(params)
-
-
-def _merge(outputs: dict[str, RequestOutput], delta: RequestOutput) -> None:
-    """Add what is new to what came before."""
-    whole = outputs.get(delta.request_id)
-    if whole is None:
-        parts = delta.outputs
-        delta.outputs = []
-        whole = outputs[delta.request_id] = delta
-    else:
-        parts = delta.outputs
-        whole.finished = delta.finished
-    known = {part.index: part for part in whole.outputs}
-    for part in parts:
-        if part.index in known:
-            _extend(known[part.index], part)
-        else:
-            whole.outputs.append(part)
-    whole.outputs.sort(key=lambda part: part.index)
-
-
-def _extend(whole: CompletionOutput, part: CompletionOutput) -> None:
-    whole.text += part.text
-    whole.token_ids += part.token_ids
-    if part.logprobs is not None:
-        whole.logprobs = (whole.logprobs or []) + part.logprobs
-        whole.cumulative_logprob = (whole.cumulative_logprob or 0.0) + (
-            part.cumulative_logprob or 0.0
-        )
-    whole.finish_reason, whole.stop_reason = part.finish_reason, part.stop_reason
 
 
 def _reporting(wanted: bool | Progress, total: int) -> Any:

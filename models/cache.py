@@ -59,9 +59,10 @@ class PagedKVCache:
         """
         if page_size not in PAGE_SIZES:
             raise ValueError(f"page_size must be one of {PAGE_SIZES}; got {page_size}")
-        if batch_size < 1 or max_len < 1:
+        if batch_size < 1 or max_len < 1 or (num_pages is not None and num_pages < 1):
             raise ValueError(
-                f"batch_size and max_len must be positive; got {batch_size} and {max_len}"
+                "batch_size, max_len and num_pages must be positive; "
+                f"got {batch_size}, {max_len} and {num_pages}"
             )
         pages_per_row = -(-max_len // page_size)
         total = batch_size * pages_per_row if num_pages is None else num_pages

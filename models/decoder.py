@@ -105,7 +105,7 @@ class Decoder(nnx.Module):
             parts |= dict(zip(("q_proj", "k_proj", "v_proj"), qkv, strict=True))
             gate_up = jnp.split(layer.mlp.gate_up_proj[...], 2, axis=1)
             parts |= dict(zip(("gate_proj", "up_proj"), gate_up, strict=True))
-            if config.qkv_bias:
+            if layer.attention.qkv_bias is not None:
                 biases = jnp.split(layer.attention.qkv_bias[...], cuts)
                 parts |= dict(zip(("q_bias", "k_bias", "v_bias"), biases, strict=True))
             if config.qk_norm:

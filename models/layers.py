@@ -121,6 +121,7 @@ class Attention(nnx.Module):
             # Hugging Face counts the query's own key in the window, jax.nn does not.
             "local_window_size": None if self.window is None else (self.window - 1, 0),
         }
+        out: Any  # one array: no residual is asked for
         if fresh and T > 1:
             # Keys after a row's last token are hidden by causality; rows after it are not used.
             out = attention(q, k, v, is_causal=True, **options)

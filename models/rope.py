@@ -87,5 +87,3 @@ def rope_angles(
 def uses_local_rope(config: DecoderConfig) -> bool:
     """Whether some layers rotate with another base than the rest."""
     return config.local_rope_theta is not None and any(config.local_layers)
-
-

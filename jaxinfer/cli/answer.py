@@ -23,6 +23,7 @@ class Answer:
         finish_reason: `"stop"`, `"length"`, or None while it grows or if it was interrupted.
         ttft_s: Time to the first token, seconds, compilation included; None before it.
         ttft_compile_s: Of it, compilation.
+        first_tokens: Tokens that came then.
         seconds: From the prompt to the latest token.
         compile_s: Of it, compilation.
     """
@@ -32,16 +33,18 @@ class Answer:
     finish_reason: str | None = None
     ttft_s: float | None = None
     ttft_compile_s: float = 0.0
+    first_tokens: int = 0
     seconds: float = 0.0
     compile_s: float = 0.0
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Rate after the first token, compilation left out; None for answers of one token."""
-        if self.ttft_s is None or len(self.token_ids) < 2:
+        """Rate after the first piece, compilation left out; None where all came at once."""
+        later = len(self.token_ids) - self.first_tokens
+        if self.ttft_s is None or later < 1:
             return None
         computing = self.seconds - self.ttft_s - (self.compile_s - self.ttft_compile_s)
-        return (len(self.token_ids) - 1) / computing if computing > 0 else None
+        return later / computing if computing > 0 else None
 
     def speed(self) -> str:
         """One line for people."""
@@ -84,6 +87,7 @@ def stream_answer(
             answer.seconds = time.perf_counter() - start
             if answer.ttft_s is None:
                 answer.ttft_s, answer.ttft_compile_s = answer.seconds, watch.seconds
+                answer.first_tokens = len(output.outputs[0].token_ids)
                 waiting.close()  # the bar goes before text comes
                 watch.progress = None
             piece = output.outputs[0]

@@ -15,9 +15,8 @@ from jaxinfer.progress import Reporter
 
 if TYPE_CHECKING:
     from jaxinfer.llm import LLM
-    from jaxinfer.sampling_params import SamplingParams
-
     from jaxinfer.models.tokenizer.tokenizer import Tokenizer
+    from jaxinfer.sampling_params import SamplingParams
 
 EXAMPLES = """
 jaxinfer chat
@@ -129,6 +128,8 @@ class Conversation:
             print(f"error: {one_line(error)} (/reset or /undo makes room)", file=sys.stderr)
             return
         _write("\n")
+        if not answer.text:  # stopped before anything came
+            return
         self.messages = [*asked, {"role": "assistant", "content": answer.text}]
         self._reporter.note(f"[{answer.speed()}]")
 

@@ -16,10 +16,9 @@ from jaxinfer.progress import CompileWatch, Reporter
 
 if TYPE_CHECKING:
     from jaxinfer.llm import LLM
+    from jaxinfer.models.tokenizer.tokenizer import Tokenizer
     from jaxinfer.outputs import RequestOutput
     from jaxinfer.sampling_params import SamplingParams
-
-    from jaxinfer.models.tokenizer.tokenizer import Tokenizer
 
 EXAMPLES = """
 jaxinfer generate "Why is the sky blue?"
@@ -135,10 +134,10 @@ def _batch(
 ) -> list["RequestOutput"]:
     start = time.perf_counter()
     with (
-        reporter.task("compile", unit="programs", quiet=True) as progress,
-        CompileWatch(progress) as watch,
+        reporter.task("generate", unit="answers", quiet=True) as progress,
+        CompileWatch() as watch,
     ):
-        outputs = llm.generate(ids, params)
+        outputs = llm.generate(ids, params, use_tqdm=progress)
     seconds = time.perf_counter() - start
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     computing = max(seconds - watch.seconds, 1e-9)

@@ -1,14 +1,13 @@
 """From a model's name to something that runs, with progress."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxinfer.progress import Reporter
 
 if TYPE_CHECKING:
-    from jaxinfer.llm import LLM
-
     from jaxinfer.cli.options import Model
+    from jaxinfer.llm import LLM
     from jaxinfer.models.checkpoint.base import Checkpoint
     from jaxinfer.models.decoder import Decoder
     from jaxinfer.models.tokenizer.tokenizer import Tokenizer
@@ -30,6 +29,16 @@ def open_model(name: str, reporter: Reporter) -> tuple["Checkpoint", "Tokenizer"
     return checkpoint, checkpoint.tokenizer()
 
 
+def dtype_of(name: str) -> Any:
+    """The JAX dtype of a name; `"auto"`: float32 on a CPU, bfloat16 on a GPU."""
+    import jax
+    import jax.numpy as jnp
+
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
 def load_weights(checkpoint: "Checkpoint", dtype: str, reporter: Reporter) -> "Decoder":
     """Read a model's weights.
 
@@ -38,23 +47,27 @@ def load_weights(checkpoint: "Checkpoint", dtype: str, reporter: Reporter) -> "D
         dtype: Name of a JAX dtype, or `"auto"`.
         reporter: Shows progress.
     """
-    import jax
-    import jax.numpy as jnp
-
     from jaxinfer.models.checkpoint.open import load_model
 
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     with reporter.task("load", unit="weights") as progress:
-        return load_model(checkpoint, dtype=jnp.dtype(dtype), progress=progress)
+        return load_model(checkpoint, dtype=dtype_of(dtype), progress=progress)
 
 
 def start_engine(
     checkpoint: "Checkpoint", tokenizer: "Tokenizer", options: "Model", reporter: Reporter
 ) -> "LLM":
-    """Read the weights and build an engine."""
+    """Read the weights and build an engine.
+
+    Raises:
+        ValueError: an implementation that does not exist, or sizes that do not fit the model.
+    """
     from jaxinfer.llm import LLM
 
+    if options.implementation is not None:
+        from jaxinfer.cli.ops import check_implementation
+
+        dtype = dtype_of(options.dtype)
+        check_implementation(options.implementation, checkpoint.config, dtype)
     model = load_weights(checkpoint, options.dtype, reporter)
     return LLM(
         (model, tokenizer),

@@ -11,7 +11,7 @@ from jaxinfer.models import functions
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
-from jaxinfer.pallas_kernels.device import DeviceSpec, use_device
+from jaxinfer.pallas_kernels.device import DeviceSpec, current_device, use_device
 from jaxinfer.pallas_kernels.dispatch import Verdict, explain
 
 _ROWS, _TOKENS, _CONTEXT = 8, 512, 4096
@@ -66,6 +66,23 @@ def op_choices(config: DecoderConfig, device: DeviceSpec, dtype: Any) -> list[Op
             if key not in found or len(_refused(choice)) > len(_refused(found[key])):
                 found[key] = choice
     return list(found.values())
+
+
+def check_implementation(name: str, config: DecoderConfig, dtype: Any) -> None:
+    """Raise unless some op of a model has an implementation and it can serve here.
+
+    An op that lacks it keeps its own choice, so a misspelt name would go unnoticed.
+
+    Raises:
+        ValueError: no op has it, or one that has it cannot use it; the message says why.
+    """
+    verdicts = [v for c in op_choices(config, current_device(), dtype) for v in c.verdicts]
+    known = sorted({verdict.implementation for verdict in verdicts})
+    if name not in known:
+        raise ValueError(f"implementation must be one of {', '.join(known)}; got {name!r}")
+    for verdict in verdicts:
+        if verdict.implementation == name and verdict.reason:
+            raise ValueError(f"implementation {name!r} cannot run here: {verdict.reason}")
 
 
 def _one_layer_per_kind(config: DecoderConfig) -> DecoderConfig:

@@ -1,6 +1,11 @@
 """Which request owns which pages of the KV cache."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Set
+
+
+def pages_for(num_tokens: int, page_size: int) -> int:
+    """Pages that a sequence of `num_tokens` occupies."""
+    return -(-num_tokens // page_size)
 
 
 class PageAllocator:
@@ -35,9 +40,14 @@ class PageAllocator:
         """Pages that nobody owns."""
         return len(self._free)
 
+    @property
+    def owners(self) -> Set[Hashable]:
+        """Who holds pages."""
+        return self._owned.keys()
+
     def pages_for(self, num_tokens: int) -> int:
         """Pages that a sequence of this length occupies."""
-        return -(-num_tokens // self.page_size)
+        return pages_for(num_tokens, self.page_size)
 
     def owned(self, owner: Hashable) -> list[int]:
         """The owner's pages, in the order of its tokens."""
@@ -48,12 +58,13 @@ class PageAllocator:
         return max(self.pages_for(num_tokens) - len(self.owned(owner)), 0)
 
     def grow(self, owner: Hashable, *, num_tokens: int) -> bool:
-        """Give the owner pages for this many tokens in all; False, and none, if too few are free."""
+        """Give the owner pages for this many tokens in all; False, and none, if too few."""
         missing = self.missing(owner, num_tokens=num_tokens)
         if missing > len(self._free):
             return False
-        pages = self._owned.setdefault(owner, [])
-        pages.extend(self._free.pop() for _ in range(missing))
+        if missing:
+            pages = self._owned.setdefault(owner, [])
+            pages.extend(self._free.pop() for _ in range(missing))
         return True
 
     def release(self, owner: Hashable) -> None:

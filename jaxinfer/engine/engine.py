@@ -9,75 +9,27 @@ import dataclasses
 import os
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 
+from jaxinfer.engine.admission import Admission
 from jaxinfer.engine.allocator import PageAllocator
-from jaxinfer.engine.buckets import Buckets
-from jaxinfer.engine.detokenizer import Detokenizer
+from jaxinfer.engine.batch import Chunk, DecodeRow, StepResult
+from jaxinfer.engine.config import EngineConfig
+from jaxinfer.engine.delivery import Outbox
 from jaxinfer.engine.logprobs import StepLogprobs, to_dict
 from jaxinfer.engine.metrics import EngineMetrics
-from jaxinfer.engine.request import Prompt, Request, request_key
-from jaxinfer.engine.runner import Chunk, DecodeRow, Runner, StepResult
+from jaxinfer.engine.request import Request
+from jaxinfer.engine.runner import Runner
 from jaxinfer.engine.sampling_state import SamplingFlags, logprob_bucket
 from jaxinfer.engine.scheduler import Scheduler
-from jaxinfer.errors import ContextLengthError, KVCacheFullError
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
-from jaxinfer.outputs import CompletionOutput, RequestMetrics, RequestOutput
+from jaxinfer.outputs import RequestOutput
 from jaxinfer.sampling_params import SamplingParams
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class EngineConfig:
-    """Sizes of an engine.
-
-    Attributes:
-        max_model_len: Longest prompt plus answer, tokens.
-        num_pages: Pages in the KV cache.
-        page_size: Tokens per page.
-        max_num_seqs: Most requests that decode together.
-        max_num_batched_tokens: Most tokens of one prefill call, padding included.
-        steps_per_sync: Decode steps dispatched together.
-        seed: For requests without their own.
-        dtype: Of keys and values.
-        implementation: Of every op that has it; None: the measured choice.
-        batch_invariant: Compute every request in the same shapes whatever shares the batch.
-        full_tables: Attention reads only the pages that lengths reach.
-    """
-
-    max_model_len: int
-    num_pages: int
-    page_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    steps_per_sync: int
-    dtype: Any
-    seed: int = 0
-    implementation: str | None = None
-    batch_invariant: bool = False
-    full_tables: bool = False
-
-    def __post_init__(self) -> None:
-        for name in (
-            "max_model_len", "num_pages", "page_size", "max_num_seqs", "max_num_batched_tokens",
-            "steps_per_sync",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
-
-    @property
-    def buckets(self) -> Buckets:
-        """The shapes that calls are padded to."""
-        return Buckets(
-            max_num_seqs=self.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-            table_width=-(-self.max_model_len // self.page_size),
-            fixed=self.batch_invariant,
-            full_tables=self.full_tables,
-        )
+__all__ = ["Engine", "EngineConfig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,20 +79,26 @@ class Engine:
             dtype=config.dtype,
             implementation=config.implementation,
         )
-        self._scheduler = Scheduler(self.pages, config.buckets)
-        self._prompts: dict[str, list[Request]] = {}
+        self._admission = Admission(config, tokenizer, vocab_size=model.config.vocab_size)
+        self._buckets = config.buckets
+        self._scheduler = Scheduler(self.pages, self._buckets)
+        self._outbox = Outbox()
         self._arrivals = 0
         self._in_flight: deque[_Group] = deque()
         self._rows: list[Request] | None = None  # of the device's state; None: to be set anew
-        self._flags = SamplingFlags()
-        self._ended: list[Request] = []  # finished, their pages perhaps still written to
+        self._latest: set[Request] = set()  # of the latest rows that were set
+        self._flags = SamplingFlags()  # of these
         self._prefilled_last = False
         self._checked = os.environ.get("JAXINFER_DEBUG") == "1"
 
     @property
     def has_work(self) -> bool:
         """Whether any request is unfinished or undelivered."""
-        return self._scheduler.has_work or bool(self._prompts)
+        return self._scheduler.has_work or len(self._outbox) > 0
+
+    def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise what `add_request` would raise, and queue nothing."""
+        self._admission.check(prompt_token_ids, params)
 
     def add_request(
         self,
@@ -162,50 +120,35 @@ class Engine:
             The request's name.
 
         Raises:
+            TypeError: a prompt that is not a list of integers.
             ValueError: an empty prompt, a token that the model does not have, or a name in use.
             ContextLengthError: the prompt leaves no room for an answer in the context.
             KVCacheFullError: the cache is too small for prompt and answer even alone.
         """
-        ids = [int(token) for token in prompt_token_ids]
+        ids = self._admission.check(prompt_token_ids, params)
         name = str(self._arrivals) if request_id is None else request_id
-        self._check_request(ids, params, name)
-        now = time.monotonic()
-        shared = Prompt(
-            request_id=name, text=prompt, token_ids=ids, params=params, unfinished=params.n,
-            metrics=RequestMetrics(arrival_s=now),
-            logprobs=None if params.prompt_logprobs is None else [None],
-        )  # fmt: skip
-        room = self._longest_answer(ids)
-        seed = (0, self.config.seed, self._arrivals) if params.seed is None else (1, params.seed)
-        requests = []
-        for index in range(params.n):
-            requests.append(
-                Request(
-                    prompt=shared,
-                    index=index,
-                    arrival=self._arrivals,
-                    key=request_key(*seed, index),
-                    stop_ids=self._stop_ids(params),
-                    max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
-                    detokenizer=self._detokenizer(ids, params),
-                )
-            )
+        if name in self._outbox:
+            raise ValueError(f"request {name!r} is still unfinished; choose another request_id")
+        requests = self._admission.requests(
+            ids, params, name=name, text=prompt, arrival=self._arrivals
+        )
         self._arrivals += 1
-        self._prompts[name] = requests
+        self._outbox.add(name, requests)
         self._scheduler.waiting.extend(requests)
         return name
 
     def abort(self, request_id: str) -> None:
         """End a request early, if there is one; its last output comes from `step`."""
-        for request in self._prompts.get(request_id, []):
+        for request in self._outbox.answers(request_id):
             if not request.finished:
                 request.finish("abort")
-                self._end(request)
+                self._end(request, stops_itself=False)
 
     def discard(self, request_ids: Sequence[str]) -> None:
-        """Forget finished or aborted requests whose last output nobody will fetch."""
+        """Abort requests whose output nobody will fetch, and forget them."""
         for name in request_ids:
-            self._prompts.pop(name, None)
+            self.abort(name)
+            self._outbox.discard(name)
 
     def step(self) -> list[RequestOutput]:
         """Compute a little, and return what is new: per request, only new text and tokens.
@@ -215,7 +158,7 @@ class Engine:
         """
         try:
             if self._checked:
-                self.pages.check_invariants()
+                self.check_invariants()
             if self._should_prefill():
                 self._collect_all()
                 self._run_prefill()
@@ -223,57 +166,21 @@ class Engine:
                 self._run_decode()
             else:
                 self._collect_all()
-            self._release_ended()
-            return self._deliver()
+            return self._outbox.deliver()
         except BaseException:
             self._recover()
             raise
 
-    def _check_request(self, ids: list[int], params: SamplingParams, name: str) -> None:
-        if name in self._prompts:
-            raise ValueError(f"request {name!r} is still unfinished; choose another request_id")
-        if not ids:
-            raise ValueError("prompt is empty; give at least one token")
-        vocab_size = self.runner.config.vocab_size
-        for token in (min(ids), max(ids), *(params.stop_token_ids or ())):
-            if not 0 <= token < vocab_size:
-                raise ValueError(f"token {token} does not exist: the model has {vocab_size} tokens")
-        limit = self.config.max_model_len
-        if len(ids) >= limit:
-            raise ContextLengthError(
-                f"prompt has {len(ids)} tokens; the context of {limit} tokens leaves room for at "
-                f"most {limit - 1} (shorten the prompt or raise max_model_len)"
-            )
-        total = min(len(ids) + (params.max_tokens or 1), limit)
-        needed = self.pages.pages_for(total)
-        if needed > self.pages.num_pages:
-            raise KVCacheFullError(
-                f"prompt and answer of up to {total} tokens need {needed} KV-cache pages, but "
-                f"there are {self.pages.num_pages} of {self.pages.page_size} tokens "
-                f"(lower max_tokens, or raise num_gpu_blocks_override or gpu_memory_utilization)"
-            )
-        if params.stop and self.tokenizer is None:
-            raise ValueError("stop strings need a tokenizer; use stop_token_ids")
+    def check_invariants(self) -> None:
+        """No page is lost, held twice, or held by a request that does not compute.
 
-    def _longest_answer(self, ids: list[int]) -> int:
-        """Tokens that context and cache leave for an answer."""
-        capacity = self.pages.num_pages * self.pages.page_size
-        return min(self.config.max_model_len, capacity) - len(ids)
+        Called at every step where the environment has JAXINFER_DEBUG=1.
 
-    def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
-        own = () if params.ignore_eos or self.tokenizer is None else self.tokenizer.eos_ids
-        return tuple(dict.fromkeys((*own, *(params.stop_token_ids or ()))))
-
-    def _detokenizer(self, ids: list[int], params: SamplingParams) -> Detokenizer | None:
-        if self.tokenizer is None:
-            return None
-        return Detokenizer(
-            self.tokenizer,
-            prefix=ids[-4:],
-            stop=tuple(params.stop or ()),
-            keep_stop=params.include_stop_str_in_output,
-            skip_special=params.skip_special_tokens,
-        )
+        Raises:
+            AssertionError: a defect of the engine.
+        """
+        self.pages.check_invariants()
+        self._scheduler.check_invariants()
 
     def _should_prefill(self) -> bool:
         # Between the chunks of a long prompt, those who decode get a turn.
@@ -332,14 +239,18 @@ class Engine:
         assert known is not None
         assert wanted is not None
         for t, token in enumerate(chunk.targets or ()):
-            known.append(to_dict(report, (row, t), token, wanted, self._describe))
+            # After an exception a chunk may be computed twice.
+            if len(known) == chunk.start + t + 1:
+                known.append(to_dict(report, (row, t), token, wanted, self._describe))
 
     @property
-    def _describe(self):
+    def _describe(self) -> Callable[[int], str] | None:
         return None if self.tokenizer is None else self.tokenizer.token
 
     def _run_decode(self) -> None:
         self._prefilled_last = False
+        if self._rows is not None and self._should_narrow(len(self._rows)):
+            self._rows = None
         if self._rows is None:
             self._collect_all()
         steps = self._steps_ahead()
@@ -356,6 +267,19 @@ class Engine:
         # One group stays ahead of the host while the batch is stable.
         while len(self._in_flight) > (1 if steps > 0 else 0):
             self._collect()
+
+    def _should_narrow(self, rows: int) -> bool:
+        """Whether enough of the rows have ended to go on with fewer.
+
+        Rows that have ended cost little, a compilation takes long: half the rows are worth it only
+        if the narrower step is there already.
+        """
+        running = self._scheduler.running
+        now, then = self._buckets.rows(rows), self._buckets.rows(max(len(running), 1))
+        if 4 * then <= now:
+            return True
+        longest = max((len(self.pages.owned(request)) for request in running), default=0)
+        return then < now and self.runner.has_decoder(then, longest, flags=self._flags)
 
     def _steps_ahead(self) -> int:
         """Steps worth dispatching now: none if all rows will have ended."""
@@ -384,9 +308,11 @@ class Engine:
     def _dispatch(self, steps: int) -> None:
         if self._rows is None:
             assert not self._in_flight, "rows are set between groups"
-            self._rows = list(self._scheduler.running)
-            params = [request.params for request in self._rows]
-            self._flags = SamplingFlags.of(params, min_tokens=any(p.min_tokens for p in params))
+            known, self._rows = self._latest, list(self._scheduler.running)
+            self._latest = set(self._rows)
+            if not self._latest <= known:  # those who stay keep the step that is compiled for them
+                params = [request.params for request in self._rows]
+                self._flags = SamplingFlags.of(params, min_tokens=any(p.min_tokens for p in params))
             rows = [
                 DecodeRow(
                     token=request.tokens(request.num_tokens - 1, request.num_tokens)[0],
@@ -429,78 +355,35 @@ class Engine:
             described = to_dict(report, (row,), token, wanted, self._describe)
         self.metrics.output_tokens += 1
         request.append(token, described)
+        self._outbox.note(request)
         if request.finished:
-            self._end(request)
+            # Stop tokens and lengths are seen on the device too; stop strings only here.
+            stops_itself = token in request.stop_ids or request.remaining <= 0
+            self._end(request, stops_itself=stops_itself)
 
-    def _end(self, request: Request) -> None:
-        self._rows = None
+    def _end(self, request: Request, *, stops_itself: bool) -> None:
+        """Take a finished request out, and its pages back.
+
+        Steps that were dispatched before may still write to the pages, but whatever the next
+        owner writes is dispatched later, and the device keeps that order.
+
+        Args:
+            request: Finished.
+            stops_itself: Its row on the device has become inactive by itself.
+        """
         self.metrics.requests += 1
-        if request in self._scheduler.running:
-            self._scheduler.running.remove(request)
-            self._ended.append(request)
-        else:
-            self._scheduler.remove(request)
-
-    def _release_ended(self) -> None:
-        """Take back pages once no dispatched step can write to them."""
-        if not self._in_flight:
-            for request in self._ended:
-                self._scheduler.remove(request)
-            self._ended.clear()
+        self._outbox.note(request)
+        self._scheduler.remove(request)
+        if not stops_itself and self._rows is not None and request in self._rows:
+            self._rows = None
 
     def _recover(self) -> None:
         """Forget what was being computed, so that the next step computes it again."""
         self._in_flight.clear()
         self._rows = None
-        self._release_ended()
-        scheduler = self._scheduler
-        active = [*scheduler.running, *([scheduler.prefilling] if scheduler.prefilling else [])]
-        held = [r for requests in self._prompts.values() for r in requests if not r.finished]
-        # A request between queue and batch when the exception came is in neither.
-        lost = [r for r in held if r not in active and r not in scheduler.waiting]
-        for request in sorted((*active, *lost), key=lambda r: (r.arrival, r.index), reverse=True):
-            scheduler.requeue(request)
+        queued = set(self._scheduler.waiting)
+        # Some may be between queue and batch, in neither.
+        again = [request for request in self._outbox.unfinished() if request not in queued]
+        for request in sorted(again, key=lambda r: (r.arrival, r.index), reverse=True):
+            self._scheduler.requeue(request)
         self.runner.reset_if_lost()
-
-    def _deliver(self) -> list[RequestOutput]:
-        outputs = []
-        for name, requests in list(self._prompts.items()):
-            fresh = [r for r in requests if r.delivered < len(r.output_ids) or r.finished]
-            fresh = [r for r in fresh if not r.reported]
-            if not fresh:
-                continue
-            shared = requests[0].prompt
-            finished = shared.unfinished == 0
-            outputs.append(
-                RequestOutput(
-                    request_id=name,
-                    prompt=shared.text,
-                    prompt_token_ids=shared.token_ids,
-                    outputs=[_delta(request) for request in fresh],
-                    finished=finished,
-                    prompt_logprobs=shared.logprobs,
-                    metrics=shared.metrics,
-                )
-            )
-            if finished:
-                del self._prompts[name]
-        return outputs
-
-
-def _delta(request: Request) -> CompletionOutput:
-    """What is new in an answer since it was last delivered."""
-    new = slice(request.delivered, len(request.output_ids))
-    request.delivered = len(request.output_ids)
-    request.reported = request.finished
-    logprobs = request.logprobs[new] if request.params.logprobs is not None else None
-    ids = request.output_ids[new]
-    total = None
-    if logprobs is not None:
-        total = sum(entry[token].logprob for entry, token in zip(logprobs, ids, strict=True))
-    text = ""
-    if request.detokenizer is not None:
-        text = request.detokenizer.delta(finished=request.finished)
-    return CompletionOutput(
-        index=request.index, text=text, token_ids=ids, cumulative_logprob=total, logprobs=logprobs,
-        finish_reason=request.finish_reason, stop_reason=request.stop_reason,
-    )  # fmt: skip

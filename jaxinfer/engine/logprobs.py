@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.models.decoder import Decoder
@@ -90,12 +89,12 @@ def to_dict(
         describe: Text of a token id.
     """
 
-    def entry(token: int, logprob: np.floating, rank: int) -> Logprob:
+    def entry(token: int, logprob: float, rank: int) -> Logprob:
         text = None if describe is None else describe(token)
-        return Logprob(logprob=float(logprob), rank=rank, decoded_token=text)
+        return Logprob(logprob=logprob, rank=rank, decoded_token=text)
 
-    result = {token: entry(token, report.chosen[index], int(report.rank[index]))}
+    result = {token: entry(token, float(report.chosen[index]), int(report.rank[index]))}
     for place in range(wanted):
         best = int(report.top_ids[index][place])
-        result.setdefault(best, entry(best, report.top[index][place], place + 1))
+        result.setdefault(best, entry(best, float(report.top[index][place]), place + 1))
     return result

@@ -9,113 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.engine.batch import Chunk, DecodeRow, DecodeState, PrefillInputs, StepResult
 from jaxinfer.engine.buckets import Buckets, round_up
-from jaxinfer.engine.logprobs import StepLogprobs, prompt_logprobs
+from jaxinfer.engine.logprobs import prompt_logprobs
 from jaxinfer.engine.sampler import sample
 from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, build_state
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import forward
-from jaxinfer.models.pytree import pytree
 from jaxinfer.pallas_kernels.dispatch import force_implementation
 
 Pages = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
-
-
-@pytree
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeState:
-    """Rows that decode together.
-
-    Attributes:
-        token: `[B]` int32, latest token of each row, not yet in the cache.
-        active: `[B]` bool, rows that take part.
-        budget: `[B]` int32, tokens a row may still get.
-        lengths: `[B]` int32, tokens in the cache.
-        page_table: `[B, M]` int32.
-        sampling: Parameters and progress of the sampler.
-    """
-
-    token: jax.Array
-    active: jax.Array
-    budget: jax.Array
-    lengths: jax.Array
-    page_table: jax.Array
-    sampling: SamplingState
-
-
-@pytree
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PrefillInputs:
-    """Chunks of prompts that are computed together.
-
-    Attributes:
-        tokens: `[B, T]` int32, padded on the right.
-        targets: `[B, T]` int32, the token after each, or None where nobody asks.
-        start: `[B]` int32, tokens already in the cache.
-        count: `[B]` int32, real tokens among the T.
-        page_table: `[B, M]` int32.
-        sampling: Parameters of the sampler.
-    """
-
-    tokens: jax.Array
-    targets: jax.Array | None
-    start: jax.Array
-    count: jax.Array
-    page_table: jax.Array
-    sampling: SamplingState
-
-
-@pytree
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What the host needs to know of one call; arrays on the device until fetched.
-
-    Attributes:
-        tokens: `[B]` int32 chosen tokens; -1 for rows that took no part.
-        logprobs: Of the chosen tokens, or None.
-        prompt_logprobs: `[B, T]` of the targets, or None.
-    """
-
-    tokens: jax.Array
-    logprobs: StepLogprobs | None = None
-    prompt_logprobs: StepLogprobs | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Chunk:
-    """A part of one sequence to prefill.
-
-    Attributes:
-        tokens: Its tokens.
-        targets: The token after each, or None.
-        start: Tokens of the sequence already in the cache.
-        pages: The sequence's pages.
-        row: The request as the sampler sees it.
-    """
-
-    tokens: Sequence[int]
-    targets: Sequence[int] | None
-    start: int
-    pages: Sequence[int]
-    row: Row
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class DecodeRow:
-    """One sequence that decodes.
-
-    Attributes:
-        token: Its latest token.
-        length: Tokens in the cache.
-        budget: Tokens it may still get.
-        row: The request as the sampler sees it.
-    """
-
-    token: int
-    length: int
-    budget: int
-    row: Row
 
 
 class Runner:
@@ -152,6 +56,7 @@ class Runner:
         self._pages = self._new_pages()
         self._state: DecodeState | None = None
         self.programs = 0  # traced so far, that is, compiled
+        self._decoders: set[tuple[int, int, SamplingFlags]] = set()  # rows, table width, flags
         self._decode = jax.jit(
             self._decode_step, static_argnames="flags", donate_argnames=("pages", "state")
         )
@@ -162,10 +67,18 @@ class Runner:
         )
 
     def reset_if_lost(self) -> None:
-        """Make new pages if an interrupted call has taken the old ones with it."""
-        if any(page.is_deleted() for pages in self._pages for page in pages):
-            self._pages = self._new_pages()
+        """Make new pages if an interrupted or failed call has taken the old ones with it."""
         self._state = None
+        try:
+            # A call that failed on the device is noticed only where its results are used.
+            jax.block_until_ready(self._pages)
+            kept = [page for pages in self._pages for page in pages]
+            lost = not kept or any(page.is_deleted() for page in kept)
+        except RuntimeError:
+            lost = True
+        if lost:
+            self._pages = ((), ())  # the old ones go before there are new ones
+            self._pages = self._new_pages()
 
     def prefill(
         self, chunks: Sequence[Chunk], *, flags: SamplingFlags, prompt_top: int | None
@@ -182,18 +95,17 @@ class Runner:
         B = self._buckets.prefill_rows(len(chunks), T)
         empty = [None] * (B - len(chunks))
         start = [chunk.start for chunk in chunks]
-        arrays = {
+        arrays: dict[str, Any] = {
             "tokens": _padded([chunk.tokens for chunk in chunks], (B, T)),
             "start": _padded(start, (B,)),
             "count": _padded([len(chunk.tokens) for chunk in chunks], (B,)),
             "page_table": self._table([chunk.pages for chunk in chunks], B),
+            "targets": None,
         }
         if prompt_top is not None:
             arrays["targets"] = _padded([chunk.targets or () for chunk in chunks], (B, T))
         sampling = self._sampling([*(chunk.row for chunk in chunks), *empty], flags)
-        inputs = PrefillInputs(
-            **{"targets": None} | dict(jax.device_put(arrays)), sampling=sampling
-        )
+        inputs = PrefillInputs(**jax.device_put(arrays), sampling=sampling)
         with self._forced():
             self._pages, result = self._prefill(
                 self._weights, pages=self._pages, inputs=inputs, flags=flags,
@@ -229,6 +141,10 @@ class Runner:
         table = self._table(tables, self._state.token.shape[0])
         self._state = dataclasses.replace(self._state, page_table=jax.device_put(table))
 
+    def has_decoder(self, rows: int, pages: int, *, flags: SamplingFlags) -> bool:
+        """Whether a step is compiled for so many rows (a bucket) of at most so many pages."""
+        return (rows, self._buckets.width(pages), flags) in self._decoders
+
     def decode(self, *, flags: SamplingFlags) -> StepResult:
         """Advance every active row by one token."""
         assert self._state is not None, "set_rows comes first"
@@ -242,6 +158,8 @@ class Runner:
         self, weights: list[jax.Array], *, pages: Pages, state: DecodeState, flags: SamplingFlags
     ) -> tuple[Pages, DecodeState, StepResult]:
         self.programs += 1
+        rows, width = state.page_table.shape
+        self._decoders.add((rows, width, flags))
         model: Decoder = jax.tree.unflatten(self._structure, weights)
         cache = PagedKVCache(
             k_pages=pages[0], v_pages=pages[1], page_table=state.page_table, lengths=state.lengths
@@ -252,11 +170,13 @@ class Runner:
         tokens, sampling, logprobs = sample(logits, state.sampling, flags)
         stopped = jnp.any(tokens[:, None] == state.sampling.stop_ids, axis=1)
         budget = state.budget - took_part
+        active = state.active & ~stopped & (budget > 0)
         state = DecodeState(
             token=tokens,
-            active=state.active & ~stopped & (budget > 0),
+            active=active,
             budget=budget,
-            lengths=cache.lengths,
+            # An ended row stays in the batch for a while; with no keys it costs little.
+            lengths=jnp.where(active, cache.lengths, 0),
             page_table=state.page_table,
             sampling=sampling,
         )

@@ -108,10 +108,33 @@ class Scheduler:
             self.waiting.remove(request)
         self.pages.release(request)
 
+    def check_invariants(self) -> None:
+        """Pages belong to requests that compute, and reach all that is in the cache.
+
+        Raises:
+            AssertionError: a defect of the engine.
+        """
+        computing = [*self.running, *([self.prefilling] if self.prefilling else [])]
+        idle = self.pages.owners - set(computing)
+        if idle:
+            raise AssertionError(f"{len(idle)} requests hold pages but do not compute")
+        for request in computing:
+            cached = request.cached if request is self.prefilling else request.num_tokens - 1
+            if self.pages.missing(request, num_tokens=cached):
+                raise AssertionError(f"a request of {cached} cached tokens lacks pages for them")
+        if len(self.running) > self._buckets.max_num_seqs:
+            raise AssertionError(f"{len(self.running)} requests decode together")
+
     def _fits(self, request: Request, *, taken: int) -> bool:
         rows = len(self.running) + taken + (self.prefilling is not None)
         if rows >= self._buckets.max_num_seqs:
             return False
-        # One page more than the prompt, so that decoding does not preempt it at once.
-        needed = self.pages.pages_for(request.num_tokens + 1)
+        # Room for the next token of everybody, so that decoding does not preempt at once.
+        growing = sum(self._will_grow(other) for other in self.running) + taken
+        needed = self.pages.pages_for(request.num_tokens + 1) + growing
         return needed <= self.pages.num_free
+
+    def _will_grow(self, request: Request) -> bool:
+        """Whether the rest of a running answer may need another page."""
+        end = request.num_tokens + request.remaining - 1  # the last token is never written
+        return self.pages.missing(request, num_tokens=end) > 0

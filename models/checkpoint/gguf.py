@@ -1,7 +1,6 @@
 """GGUF files: weights dequantised on reading, tokenizer and chat template inside."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,11 @@ _NAMES = {
     "down_proj": "ffn_down.weight",
     "post_mlp_norm": "post_ffw_norm.weight",
 }
-_TOP = {"embed": "token_embd.weight", "final_norm": "output_norm.weight", "lm_head": "output.weight"}
+_TOP = {
+    "embed": "token_embd.weight",
+    "final_norm": "output_norm.weight",
+    "lm_head": "output.weight",
+}
 
 
 class GGUFCheckpoint:
@@ -69,17 +72,19 @@ class GGUFCheckpoint:
         info = self._file.tensors.get(stored)
         if info is None:
             raise CheckpointError(f"{self.path}: tensor {stored} is missing")
-        if len(info.shape) > 2:
+        *outer, columns = info.shape
+        if len(outer) > 1:
             raise CheckpointError(f"{self.path}: tensor {stored} has shape {info.shape}")
-        raw, columns = self._file.raw(stored), info.shape[-1]
+        raw, rows = self._file.raw(stored), outer[0] if outer else 1
         if self._architecture == "llama" and part in ("q_proj", "k_proj", "q_bias", "k_bias"):
             # Rows are still quantised here, so that few bytes are moved.
-            raw = _unpermute(raw.reshape(info.shape[0], -1), self.config.head_dim)
-        if len(info.shape) == 1:
-            return dequantize_rows(raw.reshape(1, -1), info.kind, (1, columns))[0]
+            units = raw if outer else raw.reshape(columns, -1)
+            raw = _unpermute(units, self.config.head_dim).reshape(raw.shape)
+        if not outer:
+            return dequantize_rows(raw, info.kind, (1, columns))[0]
         if part == "embed":
-            return dequantize_rows(raw, info.kind, (info.shape[0], columns))
-        return dequantize(raw, info.kind, (info.shape[0], columns))
+            return dequantize_rows(raw, info.kind, (rows, columns))
+        return dequantize(raw, info.kind, (rows, columns))
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the file; see `Checkpoint.tokenizer`."""

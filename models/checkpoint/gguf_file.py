@@ -119,9 +119,7 @@ class _Header:
             placed = dataclasses.replace(info, offset=base + info.offset)
             end = placed.offset + placed.size_bytes
             if end > self._size:
-                raise CheckpointError(
-                    f"tensor {name} ends at byte {end}, the file at {self._size}"
-                )
+                raise CheckpointError(f"tensor {name} ends at byte {end}, the file at {self._size}")
             tensors[name] = placed
         return metadata, tensors
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxinfer.models.checkpoint.base import GenerationDefaults
 from jaxinfer.models.checkpoint.huggingface_config import config_from_huggingface
-from jaxinfer.models.errors import CheckpointError
+from jaxinfer.models.checkpoint.safetensors_file import SafetensorsFile
+from jaxinfer.models.errors import CheckpointError, UnsupportedModelError
 from jaxinfer.models.tokenizer.from_files import tokenizer_from_directory
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
 
@@ -36,8 +37,13 @@ _SANDWICH_NORMS = {
     "mlp_norm": "pre_feedforward_layernorm.weight",
     "post_mlp_norm": "post_feedforward_layernorm.weight",
 }
-_TOP = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight",
-        "lm_head": "lm_head.weight"}  # fmt: skip
+_TOP = {"embed": "embed_tokens.weight", "final_norm": "norm.weight"}
+# Where the decoder's tensors are: alone, or as the language part of a model that also sees.
+_PREFIXES = ("model.", "language_model.model.", "model.language_model.")
+_HEADS = ("lm_head.weight", "language_model.lm_head.weight")
+# What a decoder layer of this library would leave out.
+_UNSUPPORTED = ("self_attn.o_proj.bias", "mlp.gate_proj.bias", "mlp.up_proj.bias",
+                "mlp.down_proj.bias")  # fmt: skip
 
 
 class HuggingFaceCheckpoint:
@@ -58,37 +64,49 @@ class HuggingFaceCheckpoint:
         norms = _SANDWICH_NORMS if self.config.sandwich_norms else _PLAIN_NORMS
         self._names = _ATTENTION | norms
         self._files = self._locate()
+        self._open: dict[Path, SafetensorsFile] = {}
+        found = (prefix for prefix in _PREFIXES if f"{prefix}{_TOP['embed']}" in self._files)
+        self._prefix = next(found, _PREFIXES[0])
+        for name in _UNSUPPORTED:
+            if f"{self._prefix}layers.0.{name}" in self._files:
+                raise UnsupportedModelError(
+                    f"{path}: the model has {name}; biases are supported on q_proj, k_proj "
+                    "and v_proj only"
+                )
 
     def _locate(self) -> dict[str, Path]:
         """File of every tensor."""
         index = self._folder / INDEX
         if index.exists():
             table = read_json(index).get("weight_map")
-            if not isinstance(table, dict):
-                raise CheckpointError(f"{index}: weight_map is missing")
-            return {name: self._folder / file for name, file in table.items()}
+            if not isinstance(table, dict) or not all(isinstance(f, str) for f in table.values()):
+                raise CheckpointError(f"{index}: weight_map is missing or malformed")
+            files = {name: self._folder / file for name, file in table.items()}
+            if absent := sorted({str(file) for file in files.values() if not file.is_file()}):
+                raise CheckpointError(f"{index} names files that are missing: {', '.join(absent)}")
+            return files
         single = self._folder / SINGLE
         if not single.exists():
             raise CheckpointError(f"{self._folder}: neither {SINGLE} nor {INDEX} is there")
-        with _safetensors(single) as file:
-            return dict.fromkeys(file.keys(), single)
+        return dict.fromkeys(SafetensorsFile(single).names(), single)
+
+    def _stored_name(self, name: str) -> str:
+        if name == "lm_head":
+            return next((head for head in _HEADS if head in self._files), _HEADS[0])
+        if name in _TOP:
+            return self._prefix + _TOP[name]
+        _, layer, part = name.split(".")
+        return f"{self._prefix}layers.{layer}.{self._names[part]}"
 
     def read(self, name: str) -> np.ndarray:
         """One weight by canonical name; see `Checkpoint.read`."""
-        if name in _TOP:
-            stored = _TOP[name]
-        else:
-            _, layer, part = name.split(".")
-            stored = f"model.layers.{layer}.{self._names[part]}"
+        stored = self._stored_name(name)
         path = self._files.get(stored)
         if path is None:
             raise CheckpointError(f"{self.path}: tensor {stored} is missing")
-        with _safetensors(path) as file:
-            try:
-                array = file.get_tensor(stored)
-            except Exception as error:  # safetensors raises its own type
-                raise CheckpointError(f"{path}: cannot read {stored}: {error}") from error
-        array = np.asarray(array)
+        if path not in self._open:
+            self._open[path] = SafetensorsFile(path)
+        array = self._open[path].read(stored)
         if "norm" in name and self.config.family == "gemma3":
             array = array.astype(np.float32) + 1.0  # stored as the difference to 1
         return array.T if array.ndim == 2 and name != "embed" else array
@@ -124,18 +142,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return values
-
-
-def _safetensors(path: Path):
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        # The numpy framework of safetensors lacks bfloat16; jax's has it.
-        return safe_open(path, framework="flax")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: truncated or corrupt safetensors ({error})") from error
 
 
 def _generation(folder: Path, values: dict[str, Any]) -> GenerationDefaults:

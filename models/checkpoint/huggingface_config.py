@@ -1,6 +1,6 @@
 """Hugging Face's `config.json` as a `DecoderConfig`."""
 
-from typing import Any
+from typing import Any, Literal
 
 from jaxinfer.models.config import ROPE_TYPES, DecoderConfig, RopeScaling
 from jaxinfer.models.errors import CheckpointError, UnsupportedModelError
@@ -11,7 +11,15 @@ FAMILIES = {
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
     "Gemma3ForCausalLM": "gemma3",
+    # Its decoder; pictures are not read.
+    "Gemma3ForConditionalGeneration": "gemma3",
 }
+# What Gemma 3's files leave out when it has the value of the published configuration class.
+_GEMMA3_DEFAULTS = {
+    "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
+    "max_position_embeddings": 131_072, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+}  # fmt: skip
 
 
 def config_from_huggingface(values: dict[str, Any], source: str) -> DecoderConfig:
@@ -32,17 +40,22 @@ def config_from_huggingface(values: dict[str, Any], source: str) -> DecoderConfi
             f"{source}: architecture {architecture!r} is not supported; "
             f"supported: {', '.join(sorted(FAMILIES))}"
         )
-    if "quantization_config" in values:
-        method = values["quantization_config"].get("quant_method", "unknown")
+    if quantization := values.get("quantization_config"):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise UnsupportedModelError(
             f"{source}: quantised weights ({method}) are not supported in this format; "
             "supported: float32, float16, bfloat16"
         )
+    nested = values.get("text_config")
+    if isinstance(nested, dict):  # a decoder within a larger model
+        values = values | nested
+    if family == "gemma3":
+        values = _GEMMA3_DEFAULTS | values
     try:
         return _build(values, family, source)
     except KeyError as error:
         raise CheckpointError(f"{source}: field {error} is missing") from error
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{source}: {error}") from error
@@ -58,11 +71,19 @@ def _build(values: dict[str, Any], family: str, source: str) -> DecoderConfig:
     full, sliding = rope.get("full_attention", rope), rope.get("sliding_attention", {})
     theta = full.get("rope_theta", values.get("rope_theta", 1e6 if gemma else 10_000.0))
     local_theta = sliding.get("rope_theta", values.get("rope_local_base_freq", 10_000.0))
-    window, local = _windows(values, layers, gemma)
+    window, local = _windows(values, layers, family)
+    if values.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedModelError(
+            f"{source}: partial_rotary_factor other than 1 is not supported"
+        )
     scale = values.get("query_pre_attn_scalar")
     default_head = "gelu_pytorch_tanh" if gemma else "silu"
     activation = values.get("hidden_activation") or values.get("hidden_act") or default_head
-    activations = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_tanh": "gelu_tanh"}
+    activations: dict[str, Literal["silu", "gelu_tanh"]] = {
+        "silu": "silu",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_tanh": "gelu_tanh",
+    }
     if activation not in activations:
         raise UnsupportedModelError(
             f"{source}: activation {activation!r} is not supported; "
@@ -85,7 +106,9 @@ def _build(values: dict[str, Any], family: str, source: str) -> DecoderConfig:
         sliding_window=window,
         local_layers=local,
         activation=activations[activation],
-        qkv_bias=bool(values.get("attention_bias", family == "qwen2")),
+        # Qwen2 always has them; elsewhere `attention_bias` also means one on the output, which the
+        # reader refuses when it sees it.
+        qkv_bias=family == "qwen2" or bool(values.get("attention_bias", False)),
         qk_norm=family in ("qwen3", "gemma3"),
         sandwich_norms=gemma,
         attention_softcap=values.get("attn_logit_softcapping"),
@@ -97,17 +120,18 @@ def _build(values: dict[str, Any], family: str, source: str) -> DecoderConfig:
 
 
 def _windows(
-    values: dict[str, Any], layers: int, gemma: bool
+    values: dict[str, Any], layers: int, family: str
 ) -> tuple[int | None, tuple[bool, ...]]:
     window = values.get("sliding_window")
-    if window is None or values.get("use_sliding_window") is False:
+    qwen = family in ("qwen2", "qwen3")
+    if window is None or (qwen and not values.get("use_sliding_window", False)):
         return None, ()
     if kinds := values.get("layer_types"):
         return int(window), tuple(kind == "sliding_attention" for kind in kinds)
-    if gemma:
+    if family == "gemma3":
         period = int(values.get("sliding_window_pattern", 6))
         return int(window), tuple((i + 1) % period != 0 for i in range(layers))
-    first = int(values.get("max_window_layers", 0)) if "use_sliding_window" in values else 0
+    first = int(values.get("max_window_layers", 28)) if qwen else 0  # Mistral: all layers
     return int(window), tuple(i >= first for i in range(layers))
 
 

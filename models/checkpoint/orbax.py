@@ -52,8 +52,12 @@ class OrbaxCheckpoint:
         self._weights: dict[str, Any] | None = None
 
     def read(self, name: str) -> np.ndarray:
-        """One weight by canonical name; see `Checkpoint.read`. The first call reads the file."""
-        if self._weights is None:
+        """One weight by canonical name; see `Checkpoint.read`.
+
+        The first call reads all weights, and each is forgotten when it is given out, so that
+        a model is not in memory twice; asking again reads again.
+        """
+        if self._weights is None or name not in self._weights:
             self._weights = _restore(self._folder / "weights")
         try:
             return np.asarray(self._weights.pop(name))

@@ -26,16 +26,9 @@ def tokenizer_from_directory(folder: Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
         config = _json(folder / "tokenizer_config.json")
         extra = _json(folder / "config.json") | _json(folder / "generation_config.json")
+        template = _template(folder, config)
     except Exception as error:  # the library raises a bare Exception
         raise CheckpointError(f"{folder}: damaged tokenizer files ({error})") from error
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several by name
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    jinja = folder / "chat_template.jinja"
-    if jinja.exists():
-        template = jinja.read_text()
-
     names = {key: _content(config.get(key)) for key in ("bos_token", "eos_token", "pad_token",
                                                         "unk_token")}  # fmt: skip
     special = {key: value for key, value in names.items() if value is not None}
@@ -56,8 +49,22 @@ def tokenizer_from_directory(folder: Path) -> Tokenizer:
     )  # fmt: skip
 
 
+def _template(folder: Path, config: dict[str, Any]) -> str | None:
+    jinja = folder / "chat_template.jinja"
+    if jinja.exists():
+        return jinja.read_text()
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name
+        named = {entry["name"]: entry["template"] for entry in template}
+        return named.get("default")
+    return template
+
+
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    values = json.loads(path.read_text()) if path.exists() else {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return values
 
 
 def _content(token: Any) -> str | None:

@@ -1,5 +1,6 @@
 """The tokenizer that engine and command line use, on top of the `tokenizers` library."""
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ class Tokenizer:
         self.chat_template = chat_template
         self._special_tokens = dict(special_tokens or {})
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1

@@ -18,6 +18,7 @@ def vector_size(columns: int) -> int:
     return next(width for width in (_WIDEST, 4, 2, 1) if share % width == 0)
 
 
+@functools.partial(jax.jit, static_argnames="eps")  # shared by all layers
 def add_rms_norm_mosaic(
     x: jax.Array, residual: jax.Array | None, weight: jax.Array, *, eps: float
 ) -> tuple[jax.Array, jax.Array]:

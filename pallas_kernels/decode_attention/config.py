@@ -7,7 +7,9 @@ PREFERRED = ("mosaic", "xla")
 
 
 def heuristic_config(device: DeviceSpec, *, rows: int, head_dim: int, page_size: int) -> Config:
-    """One CTA per SM with as deep a ring as shared memory allows, at most 6 stages.
+    """Blocks of 128 keys and the deepest ring that fits, at most 4 stages; else blocks of 64.
+
+    The larger block won or tied on every measured shape (docs/kernels/decode_attention.md).
 
     Args:
         device: What the call runs on.
@@ -19,8 +21,9 @@ def heuristic_config(device: DeviceSpec, *, rows: int, head_dim: int, page_size:
         ValueError: not even two stages fit.
     """
     del page_size
-    for stages in range(6, 1, -1):
-        config = Config(stages=stages)
-        if config.smem_bytes(rows=rows, head_dim=head_dim) <= device.smem_bytes:
-            return config
+    for block, fewest, most in ((128, 3, 4), (64, 2, 6)):
+        for stages in range(most, fewest - 1, -1):
+            config = Config(block=block, stages=stages)
+            if config.smem_bytes(rows=rows, head_dim=head_dim) <= device.smem_bytes:
+                return config
     raise ValueError(f"no tiling fits {device.smem_bytes} bytes of shared memory")

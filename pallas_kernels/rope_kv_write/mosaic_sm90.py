@@ -49,6 +49,7 @@ def _layout(rows: int, half: int) -> plgpu.SomeLayout:
     )
 
 
+@jax.jit  # layers that call alike share one trace and one lowering
 def rope_kv_write_mosaic(
     q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

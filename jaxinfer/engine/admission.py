@@ -1,0 +1,113 @@
+"""What becomes of a prompt before it is queued: refused, or made into requests."""
+
+import operator
+import time
+from collections.abc import Sequence
+
+from jaxinfer.engine.allocator import pages_for
+from jaxinfer.engine.config import EngineConfig
+from jaxinfer.engine.detokenizer import Detokenizer
+from jaxinfer.engine.request import Prompt, Request, request_key
+from jaxinfer.errors import ContextLengthError, KVCacheFullError
+from jaxinfer.models.tokenizer.tokenizer import Tokenizer
+from jaxinfer.outputs import RequestMetrics
+from jaxinfer.sampling_params import SamplingParams
+
+
+class Admission:
+    """Refuses what could never run, so that nothing in the queue can block it for ever."""
+
+    def __init__(self, config: EngineConfig, tokenizer: Tokenizer | None, *, vocab_size: int):
+        """Note what limits a request.
+
+        Args:
+            config: Sizes of the engine.
+            tokenizer: Makes text of tokens, and knows those that end it; or None.
+            vocab_size: V of the model.
+        """
+        self._config, self._tokenizer, self._vocab_size = config, tokenizer, vocab_size
+
+    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> list[int]:
+        """The prompt's tokens as plain integers; errors as in `Engine.add_request`."""
+        ids = _plain(prompt_token_ids)
+        if not ids:
+            raise ValueError("prompt is empty; give at least one token")
+        for token in (min(ids), max(ids), *(params.stop_token_ids or ())):
+            if not 0 <= token < self._vocab_size:
+                raise ValueError(
+                    f"token {token} does not exist: the model has {self._vocab_size} tokens"
+                )
+        limit = self._config.max_model_len
+        if len(ids) >= limit:
+            raise ContextLengthError(
+                f"prompt has {len(ids)} tokens; the context of {limit} tokens leaves room for at "
+                f"most {limit - 1} (shorten the prompt or raise max_model_len)"
+            )
+        total = min(len(ids) + (params.max_tokens or 1), limit)
+        needed = pages_for(total, self._config.page_size)
+        if needed > self._config.num_pages:
+            raise KVCacheFullError(
+                f"prompt and answer of up to {total} tokens need {needed} KV-cache pages, but "
+                f"there are {self._config.num_pages} of {self._config.page_size} tokens "
+                f"(lower max_tokens, or raise num_gpu_blocks_override or gpu_memory_utilization)"
+            )
+        if params.stop and self._tokenizer is None:
+            raise ValueError("stop strings need a tokenizer; use stop_token_ids")
+        return ids
+
+    def requests(
+        self, ids: list[int], params: SamplingParams, *, name: str, text: str | None, arrival: int
+    ) -> list[Request]:
+        """One request per answer.
+
+        Args:
+            ids: From `check`.
+            params: How to sample.
+            name: The request's name.
+            text: The prompt as given, or None.
+            arrival: Number of the request; decides the random numbers of one without a seed.
+        """
+        prompt = Prompt(
+            request_id=name, text=text, token_ids=ids, params=params, unfinished=params.n,
+            metrics=RequestMetrics(arrival_s=time.monotonic()),
+            logprobs=None if params.prompt_logprobs is None else [None],
+        )  # fmt: skip
+        capacity = self._config.num_pages * self._config.page_size
+        room = min(self._config.max_model_len, capacity) - len(ids)
+        seed = (0, self._config.seed, arrival) if params.seed is None else (1, params.seed)
+        return [
+            Request(
+                prompt=prompt,
+                index=index,
+                arrival=arrival,
+                key=request_key(*seed, index),
+                stop_ids=self._stop_ids(params),
+                max_tokens=room if params.max_tokens is None else min(params.max_tokens, room),
+                detokenizer=self._detokenizer(ids, params),
+            )
+            for index in range(params.n)
+        ]
+
+    def _stop_ids(self, params: SamplingParams) -> tuple[int, ...]:
+        own = () if params.ignore_eos or self._tokenizer is None else self._tokenizer.eos_ids
+        return tuple(dict.fromkeys((*own, *(params.stop_token_ids or ()))))
+
+    def _detokenizer(self, ids: list[int], params: SamplingParams) -> Detokenizer | None:
+        if self._tokenizer is None:
+            return None
+        return Detokenizer(
+            self._tokenizer,
+            prefix=ids[-4:],
+            stop=tuple(params.stop or ()),
+            keep_stop=params.include_stop_str_in_output,
+            skip_special=params.skip_special_tokens,
+        )
+
+
+def _plain(prompt_token_ids: Sequence[int]) -> list[int]:
+    try:
+        return [operator.index(token) for token in prompt_token_ids]
+    except TypeError:
+        raise TypeError(
+            f"a prompt must be a list of token ids (integers); got {prompt_token_ids!r:.80}"
+        ) from None

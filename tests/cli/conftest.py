@@ -1,0 +1,18 @@
+"""Small models that the command-line tests share."""
+
+import pytest
+
+from tests.cli.command import write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> str:
+    """A random model that knows bytes, context 512, as the name of its directory."""
+    return str(write_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def long_context(tmp_path_factory) -> str:
+    """The same with a context that no test fills."""
+    folder = tmp_path_factory.mktemp("models") / "long"
+    return str(write_tiny_model(folder, max_position_embeddings=20_000))

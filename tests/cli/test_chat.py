@@ -1,0 +1,139 @@
+"""Conversations: through a pipe, and through a terminal of our own."""
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from tests.cli.command import REPOSITORY, command, run
+
+
+def test_every_line_of_a_pipe_is_a_question(tiny, tmp_path):
+    saved = tmp_path / "talk.json"
+    lines = [
+        "One", "", "Two", f"/save {saved}", "/undo", "Three", f"/save {saved}2", "/reset",
+        f"/save {saved}3", "/help", "/nonsense", "/save", "/save /absent/x", "/exit", "Four",
+    ]  # fmt: skip
+    done = run("chat", "--model", tiny, "--system", "S", "--max-tokens", "4",
+               stdin="\n".join(lines) + "\n")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    def talk(name: str) -> list[str]:
+        messages = json.loads((tmp_path / name).read_text())
+        return [m["content"] for m in messages if m["role"] != "assistant"]
+
+    assert talk("talk.json") == ["S", "One", "Two"]
+    assert talk("talk.json2") == ["S", "One", "Three"]
+    assert talk("talk.json3") == ["S"]
+    assert "Ctrl-C stops an answer" in done.stdout
+    assert "unknown command /nonsense" in done.stderr
+    assert "/save needs a file name" in done.stderr
+    assert "cannot write /absent/x" in done.stderr
+    assert done.stderr.count("first token after") == 3
+    assert "\x1b" not in done.stdout
+    assert "> " not in done.stdout
+
+
+def test_a_conversation_that_grows_too_long(tiny):
+    """The question is refused, the conversation stays usable."""
+    done = run("chat", "--model", tiny, "--max-tokens", "4",
+               stdin=f"One\n{'x' * 600}\nTwo\n")  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr.count("error: ") == 1
+    assert "/reset or /undo" in done.stderr
+    assert done.stderr.count("first token after") == 2
+
+
+# Makes standard input the controlling terminal, so that ^C becomes a signal. (A preexec_fn would
+# fork this process, which JAX's threads do not survive.)
+_LAUNCH = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+class Terminal:
+    """A process that believes it talks to a person."""
+
+    def __init__(self, *arguments: str):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _LAUNCH, *command(*arguments)],
+            stdin=slave, stdout=slave, stderr=slave, cwd=REPOSITORY, start_new_session=True,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "200"},
+        )  # fmt: skip
+        os.close(slave)
+        self.unread = ""
+
+    def expect(self, text: str, seconds: float = 60) -> str:
+        """Read on until a text has come; everything up to it."""
+        self._read_until(lambda: text in self.unread, repr(text), seconds)
+        before, _, self.unread = self.unread.partition(text)
+        return before
+
+    def wait_for(self, count: int, seconds: float = 60) -> None:
+        """Read on until so many characters are waiting."""
+        self._read_until(lambda: len(self.unread) >= count, f"{count} characters", seconds)
+
+    def _read_until(self, done: Callable[[], bool], what: str, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < end, f"no {what} in {self.unread[-2000:]!r}"
+            if select.select([self.master], [], [], 0.2)[0]:
+                try:
+                    piece = os.read(self.master, 4096).decode(errors="replace")
+                except OSError:  # closed by the other side
+                    piece = ""
+                assert piece, f"ended before {what}: {self.unread[-2000:]!r}"
+                self.unread += piece
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def close(self) -> int:
+        """Wait for the end, or make one; the exit code."""
+        try:
+            return self.process.wait(timeout=30)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            os.close(self.master)
+
+
+@pytest.mark.slow
+def test_terminal(long_context, tmp_path):
+    """Ctrl-C at the prompt and in an answer, then on with the conversation, then Ctrl-D."""
+    terminal = Terminal("chat", "--model", long_context, "--max-tokens", "19000")
+    try:
+        assert "\x1b[" in terminal.expect("> ")  # the bar of loading
+        terminal.type("half a line\x03")
+        terminal.expect("Ctrl-D leaves")
+        terminal.expect("> ")
+        terminal.type("Hello\n")
+        terminal.expect("Hello\r\n")
+        terminal.expect("\x1b[?25h")  # the bar of compilation ends, the answer begins
+        terminal.wait_for(30)
+        terminal.type("\x03")
+        terminal.expect("[stopped]")
+        terminal.expect("first token after")
+        terminal.expect("> ")
+        terminal.type(f"/save {tmp_path}/talk.json\n")
+        terminal.expect("2 messages")
+        terminal.type("/reset\n")
+        terminal.expect("forgotten")
+        terminal.expect("> ")
+        terminal.type("\x04")
+    finally:
+        code = terminal.close()
+    assert code == 0
+    messages = json.loads((tmp_path / "talk.json").read_text())
+    assert [m["role"] for m in messages] == ["user", "assistant"]
+    assert messages[0]["content"] == "Hello"
+    assert messages[1]["content"]

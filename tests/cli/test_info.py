@@ -1,0 +1,97 @@
+"""What `jaxinfer info` reports."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxinfer.cli.main import main
+from jaxinfer.cli.ops import op_choices
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.pallas_kernels.device import CPU, H100
+from jaxinfer.pallas_kernels.dispatch import NotSupported, choose, explain
+
+
+def by_name(choices):
+    return {(choice.op, choice.phase): choice for choice in choices}
+
+
+def test_every_op_of_the_model_has_a_choice_on_this_machine():
+    choices = by_name(op_choices(DecoderConfig.llama3_8b(), CPU, jnp.float32))
+    assert {
+        ("attention", "prefill"), ("attention", "chunked prefill"),
+        ("decode_attention", "decode"), ("rope_kv_write", "decode"),
+    } <= set(choices)  # fmt: skip
+    for choice in choices.values():
+        assert choice.implementation == "xla"
+        assert choice.certain
+        for verdict in choice.verdicts:
+            assert bool(verdict.reason) == (verdict.implementation != "xla")
+
+
+def test_plan_for_another_device():
+    choices = by_name(op_choices(DecoderConfig.llama3_8b(), H100, jnp.bfloat16))
+    decode = choices["decode_attention", "decode"]
+    assert decode.implementation == "mosaic"
+    assert decode.certain
+
+
+def test_reasons_name_the_argument():
+    """A head size that the kernel lacks."""
+    config = DecoderConfig.tiny(head_dim=32)
+    choices = by_name(op_choices(config, H100, jnp.bfloat16))
+    decode = choices["decode_attention", "decode"]
+    assert decode.implementation == "xla"
+    (mosaic,) = [v for v in decode.verdicts if v.implementation == "mosaic"]
+    assert "head_dim 32" in mosaic.reason
+
+
+def test_layers_of_both_kinds_are_planned():
+    config = DecoderConfig.tiny(
+        num_layers=4, sliding_window=16, local_layers=(True, True, False, True)
+    )
+    assert len(op_choices(config, CPU, jnp.float32)) >= 4
+
+
+def test_nothing_is_computed(monkeypatch):
+    """Llama-3-8B's weights would not fit many machines that ask."""
+    before = len(jax.live_arrays())
+    op_choices(DecoderConfig.llama3_8b(), CPU, jnp.float32)
+    assert len(jax.live_arrays()) - before < 20
+
+
+def test_json(capsys):
+    assert main(["info", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["packages"]["jax"] == jax.__version__
+    assert values["devices"][0]["platform"] == jax.devices()[0].platform
+    assert values["plan"]["ops"]
+    assert values["default_model"]["path"].endswith(".gguf")
+
+
+def test_text_for_a_model_and_a_device(capsys, tiny):
+    assert main(["info", "--device", "h100", "--model", tiny]) == 0
+    out = capsys.readouterr().out
+    assert "on NVIDIA H100 80GB HBM3 (not this machine's)" in out
+    assert "head_dim 16" in out
+    assert "taken" in out
+
+
+def test_explain_asks_everyone_and_still_answers():
+    def refuse():
+        raise NotSupported("op", "fast", "dtype float32", "bfloat16")
+
+    def broken():
+        raise RuntimeError("no driver")
+
+    candidates = {"named": lambda: 3, "fast": refuse, "broken": broken, "plain": lambda: 2}
+    with explain() as verdicts:
+        assert choose("op", None, candidates, ("fast", "broken", "plain")) == 2
+    assert [(v.implementation, v.rank, v.certain) for v in verdicts] == [
+        ("fast", 0, True), ("broken", 1, False), ("plain", 2, True), ("named", None, True),
+    ]  # fmt: skip
+    assert "dtype float32" in verdicts[0].reason
+    assert verdicts[1].reason == "no driver"
+    with pytest.raises(ExceptionGroup), explain():
+        choose("op", None, {"fast": refuse}, ("fast",))

@@ -1,0 +1,215 @@
+"""The command as a whole: help, start-up, exit codes, output that is not a terminal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxinfer.cli.main import COMMANDS, main
+from jaxinfer.models.checkpoint.open import open_checkpoint
+from jaxinfer.models.tokenizer.tokenizer import Tokenizer
+from tests.cli.command import REPOSITORY, command, run
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_has_examples_and_every_option(name, capsys):
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"usage: jaxinfer {name}" in out
+    assert "Examples:\n  jaxinfer" in out
+    assert "--debug" in out
+    assert "{None}" not in out
+
+
+def test_help_lists_commands(capsys):
+    assert main(["--help"]) == 0
+    whole = capsys.readouterr().out
+    assert all(f"{name} " in whole for name in COMMANDS)
+    assert main([]) == 0
+    assert capsys.readouterr().out == whole
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("jaxinfer 0.")
+
+
+def test_help_imports_nothing_heavy():
+    """So that it is quick: jax alone takes longer than everything else here."""
+    code = (
+        "import sys; from jaxinfer.cli.main import main; main(['generate', '--help']); "
+        "print([m for m in ('flax', 'orbax', 'tokenizers', 'gguf', 'rich', 'jinja2') "
+        "if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    )
+    assert done.stderr.strip() == "[]"
+
+
+def test_generate_streams_plain_text(tiny):
+    """Not a terminal: the answer alone on standard output, lines on standard error."""
+    done = run("generate", "Hello", "--model", tiny, "--max-tokens", "8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("\n")
+    assert "\x1b" not in done.stdout + done.stderr
+    assert "load: " in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "8 tokens" in last
+    assert "tokens/s" in last
+    assert "first token after" in last
+
+
+def test_streamed_equals_complete_equals_json(tiny, capfd):
+    options = ["--model", tiny, "--max-tokens", "12", "--progress", "off"]
+    texts = []
+    for extra in ([], ["--no-stream"]):
+        assert main(["generate", "Hello", *options, *extra]) == 0
+        texts.append(capfd.readouterr().out.removesuffix("\n"))
+    assert main(["generate", "Hello", "Hello", *options, "--json"]) == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == [texts[0], texts[0]]
+    assert texts[0] == texts[1]
+    assert rows[0]["finish_reason"] == "length"
+    assert len(rows[0]["token_ids"]) == 12
+    assert rows[0]["prompt_tokens"] == len("user: Hello\nassistant: ")
+
+
+def test_raw_prompt_from_standard_input(tiny):
+    done = run(
+        "generate", "-", "--raw", "--json", "--model", tiny, "--max-tokens", "2", stdin="abc\n"
+    )
+    row = json.loads(done.stdout)
+    assert row["prompt"] == "abc"
+    assert row["prompt_tokens"] == 3
+
+
+def test_system_message_and_several_prompts(tiny, capfd):
+    options = ["--model", tiny, "--max-tokens", "2", "--progress", "off"]
+    assert main(["generate", "A", "--system", "S", "--json", *options]) == 0
+    row = json.loads(capfd.readouterr().out)
+    assert row["prompt_tokens"] == len("system: S\nuser: A\nassistant: ")
+    assert main(["generate", "A", "B", *options]) == 0
+    out = capfd.readouterr().out
+    assert "## A\n" in out
+    assert "## B\n" in out
+
+
+def test_seed_decides_the_answer(tiny, capfd):
+    def answer(seed: int) -> list[int]:
+        options = ["--temperature", "1", "--seed", str(seed), "--max-tokens", "20", "--json"]
+        assert main(["generate", "A", "--model", tiny, "--progress", "off", *options]) == 0
+        return json.loads(capfd.readouterr().out)["token_ids"]
+
+    assert answer(1) == answer(1) != answer(2)
+
+
+def test_stop_text_ends_the_answer(tiny, capfd):
+    def text(*options: str) -> str:
+        command = ["generate", "A", "--model", tiny, "--max-tokens", "30", "--json"]
+        assert main([*command, "--progress", "off", *options]) == 0
+        return json.loads(capfd.readouterr().out)["text"]
+
+    whole = text()
+    stop = next(char for char in whole[3:] if char.isascii() and char not in whole[:3])
+    assert text("--stop", stop) == whole[: whole.index(stop)]
+
+
+def test_eval_on_a_file(tiny, capfd, tmp_path):
+    (tmp_path / "text.txt").write_text("All work and no play makes Jack a dull boy. " * 20)
+    options = ["eval", "perplexity", tiny, "--text", str(tmp_path / "text.txt"), "--window", "128"]
+    assert main([*options, "--json"]) == 0
+    row = json.loads(capfd.readouterr().out)
+    assert row["tokens"] == 20 * 44 - 1
+    assert row["stride"] == 64
+    assert main([*options, "--progress", "plain"]) == 0
+    out, err = capfd.readouterr()
+    assert f"perplexity     {row['perplexity']:.4f}" in out
+    assert f"bits per byte  {row['bits_per_byte']:.4f}" in out
+    assert "evaluate: 879 tokens" in err
+
+
+def test_convert_reads_back(tiny, tmp_path, capfd):
+    out = tmp_path / "copies" / "model"
+    assert main(["convert", tiny, str(out), "--dtype", "float32"]) == 0
+    assert "float32" in capfd.readouterr().out
+    assert [path.name for path in out.parent.iterdir()] == ["model"]
+    for model in (tiny, str(out)):
+        options = ["--model", model, "--max-tokens", "8", "--progress", "off"]
+        assert main(["generate", "Hello", *options]) == 0
+    first, second = capfd.readouterr().out.splitlines()
+    assert first == second
+
+
+def interrupt(process: subprocess.Popen[str], when: str) -> tuple[str, str]:
+    """Send Ctrl-C when a text has appeared on standard output; what was written."""
+    assert process.stdout is not None
+    seen = ""
+    while when not in seen or len(seen) < 3:
+        char = process.stdout.read(1)
+        assert char, process.communicate()
+        seen += char
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    return seen + out, err
+
+
+def test_interrupt_ends_generate_with_130(long_context):
+    process = subprocess.Popen(
+        command("generate", "Hello", "--model", long_context, "--max-tokens", "19000"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
+        cwd=REPOSITORY,
+    )  # fmt: skip
+    out, err = interrupt(process, "")
+    assert process.returncode == 130
+    assert out.endswith("\n")
+    assert err.splitlines()[-1] == "error: interrupted"
+    assert "Traceback" not in err
+
+
+def test_interrupt_while_converting_leaves_nothing(tiny, tmp_path):
+    """Soon after the start, and around the time of writing."""
+    for wait in (1.0, 2.0, 2.5, 3.0):
+        process = subprocess.Popen(
+            command("convert", tiny, str(tmp_path / "out")), cwd=REPOSITORY,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        if left := list(tmp_path.iterdir()):  # it had been complete
+            assert left == [tmp_path / "out"]
+            assert open_checkpoint(left[0]).read("final_norm").shape == (64,)
+            break
+        # The second is Python's own answer while it still starts.
+        assert process.returncode in (130, -signal.SIGINT)
+
+
+def test_interrupt_while_writing_leaves_nothing(tiny, tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tokenizer, "save", interrupt)
+    assert main(["convert", tiny, str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_closed_pipe_is_no_error(long_context):
+    """As in `jaxinfer generate … | head -c 1`."""
+    process = subprocess.Popen(
+        command("generate", "Hello", "--model", long_context, "--max-tokens", "200"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY, env=os.environ,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    err = process.stderr.read()
+    process.wait(timeout=60)
+    process.stderr.close()
+    assert "Traceback" not in err
+    assert "Exception" not in err

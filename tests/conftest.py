@@ -1,0 +1,19 @@
+"""What all tests share: who needs a GPU, and the switch for shape annotations."""
+
+import jax
+import jaxtyping
+import pytest
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked `gpu` where JAX sees none."""
+    if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
+        pytest.skip("needs an NVIDIA GPU; JAX sees none")
+
+
+@pytest.fixture
+def unchecked():
+    """Turn shape annotations off: users run without them and see the function's own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

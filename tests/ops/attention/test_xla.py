@@ -1,0 +1,117 @@
+"""`attention` in plain JAX: blocks, padding, masks, extremes, memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer.pallas_kernels.attention.api import attention
+from jaxinfer.pallas_kernels.attention.specs import SPECS, AttentionSpec, make_inputs
+from tests.metrics import assert_dtype_close
+from tests.ops import oracle
+from tests.ops.attention.calls import check
+from tests.ops.cases import cases, normal
+
+xla = functools.partial(attention, implementation="xla")
+
+
+@pytest.mark.parametrize("spec", cases(SPECS, "ci"))
+def test_matches_reference(spec):
+    check(spec, make_inputs(spec, jax.random.key(2)), "xla")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spec", cases([s for s in SPECS if s.tag == "primary" and s.T <= 2048]))
+def test_matches_reference_at_model_shapes(spec):
+    check(spec, make_inputs(spec, jax.random.key(2)), "xla")
+
+
+@pytest.mark.parametrize(("N", "K", "H"), [
+    (9, 3, 64), (14, 2, 64), (4, 1, 256), (16, 1, 8), (5, 5, 8), (1, 1, 1), (3, 1, 7),
+])  # fmt: skip
+def test_head_counts(N, K, H):
+    spec = AttentionSpec(model="heads", B=2, T=19, S=31, N=N, K=K, H=H, q_offset=(12, 0),
+                         dtype="float32")  # fmt: skip
+    check(spec, make_inputs(spec, jax.random.key(3)), "xla")
+
+
+@pytest.mark.parametrize("T", [1, 511, 512, 513, 1025])
+def test_lengths_around_the_block_sizes(T):
+    spec = AttentionSpec(model="blocks", B=1, T=T, N=2, K=1, H=8, dtype="float32")
+    check(spec, make_inputs(spec, jax.random.key(4)), "xla")
+
+
+@pytest.mark.parametrize("S", [1, 1023, 1024, 1025, 2100])
+def test_key_counts_around_the_block_sizes(S):
+    spec = AttentionSpec(model="blocks", B=2, T=3, S=S, N=2, K=1, H=8, is_causal=False,
+                         key_lengths=(S, S // 2), dtype="float32")  # fmt: skip
+    check(spec, make_inputs(spec, jax.random.key(5)), "xla")
+
+
+@pytest.mark.parametrize("size", [1e-3, 30.0])
+def test_extreme_scales(size):
+    """Nearly equal weights, and one key that takes all."""
+    query, key, value = (normal(i, (1, 40, 2, 16), size=size) for i in range(3))
+    got = xla(query, key, value, is_causal=True)
+    want, _ = oracle.attention(query, key, value, is_causal=True)
+    assert_dtype_close(got / size, want / size, "float32")
+
+
+def test_rows_without_keys_are_zero():
+    """Before the first key, past the lengths, and with no keys at all."""
+    query, key, value = (normal(i, (3, 4, 2, 8)) for i in range(3))
+    out, lse = xla(
+        query, key, value, is_causal=True, q_offset=jnp.array([-2, 0, 0]),
+        query_seq_lengths=jnp.array([4, 1, 4]), key_value_seq_lengths=jnp.array([4, 4, 0]),
+        return_residual=True,
+    )  # fmt: skip
+    empty = np.zeros((3, 4), bool)
+    empty[0, :2] = empty[1, 1:] = empty[2] = True
+    assert not np.isnan(out).any()
+    np.testing.assert_array_equal((np.asarray(out) == 0).all(axis=(2, 3)), empty)
+    np.testing.assert_array_equal(np.isneginf(lse).all(axis=2), empty)
+    np.testing.assert_array_equal(np.isneginf(lse).any(axis=2), empty)
+
+
+def test_a_window_that_ends_before_the_keys():
+    """Whole blocks are hidden from late queries."""
+    spec = AttentionSpec(model="window", B=1, T=4, S=2500, N=2, K=1, H=8, dtype="float32",
+                         q_offset=(2496,), local_window_size=(3, 0))  # fmt: skip
+    check(spec, make_inputs(spec, jax.random.key(6)), "xla")
+
+
+def test_padding_may_hold_anything():
+    """NaN past a row's keys changes no bit."""
+    query, key, value = (normal(i, (2, 5, 2, 8), "bfloat16") for i in range(3))
+    lengths = jnp.array([3, 5])
+    dirty_key, dirty_value = key.at[0, 3:].set(jnp.nan), value.at[0, 3:].set(jnp.nan)
+    clean = xla(query, key, value, key_value_seq_lengths=lengths)
+    dirty = xla(query, dirty_key, dirty_value, key_value_seq_lengths=lengths)
+    np.testing.assert_array_equal(np.asarray(dirty), np.asarray(clean))
+
+
+def temporary_bytes(T: int, **options) -> int:
+    """Scratch of one compiled call over T tokens."""
+    shape = jax.ShapeDtypeStruct((1, T, 2, 64), jnp.bfloat16)
+    call = functools.partial(xla, is_causal=True, **options)
+    analysis = jax.jit(call).lower(shape, shape, shape).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
+
+
+@pytest.mark.parametrize("options", [{}, {"local_window_size": 511}, {"return_residual": True}],
+                         ids=["plain", "window", "residual"])  # fmt: skip
+def test_memory_is_linear(options):
+    small, large = temporary_bytes(16384, **options), temporary_bytes(65536, **options)
+    assert large <= 4.5 * small
+    assert large < 65536**2 / 8  # scores of the two heads alone are 32 times as large
+
+
+def test_lengths_do_not_recompile():
+    call = jax.jit(functools.partial(xla, is_causal=True))
+    x = normal(0, (2, 8, 2, 8))
+    for lengths in ([8, 3], [0, 1]):
+        array = jnp.array(lengths)
+        call(x, x, x, q_offset=array, query_seq_lengths=array, key_value_seq_lengths=array)
+    assert call._cache_size() == 1

@@ -1,0 +1,33 @@
+"""Specs as parameters of tests, and random inputs."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+
+def cases(specs: Iterable[Any], *tags: str) -> list:
+    """`pytest.param`s, with readable ids, of the specs with one of `tags`; all without tags."""
+    return [
+        pytest.param(spec, id=spec.name.replace(" ", "-"))
+        for spec in specs
+        if not tags or spec.tag in tags
+    ]
+
+
+def normal(seed: int, shape: tuple[int, ...], dtype: Any = "float32", size: float = 1.0):
+    """Normal random numbers."""
+    return size * jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def shapes_of(make_inputs, spec) -> tuple:
+    """Shapes and dtypes of a spec's inputs, without their data: primary cases are large."""
+    return jax.eval_shape(lambda key: make_inputs(spec, key), jax.random.key(0))
+
+
+def same_bits(got, want) -> None:
+    """Fail unless both trees hold the same bits (NaN equals NaN)."""
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))

