@@ -1,6 +1,7 @@
 """The decoder: one Flax NNX module for every family, told apart by its configuration."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -76,14 +77,14 @@ class Decoder(nnx.Module):
             ValueError: a weight of another shape than `config` says.
         """
         shapes = weight_shapes(config)
-        order = {name: i for i, name in enumerate(shapes, start=1)}
+        done = itertools.count(1)
 
         def weight(name: str) -> jax.Array:
             array = read(name)
             if array.shape != shapes[name]:
                 raise ValueError(f"weight {name} must have shape {shapes[name]}; got {array.shape}")
             if progress is not None:
-                progress(name, order[name], len(order))
+                progress(name, next(done), len(shapes))
             return jnp.asarray(array).astype(dtype)
 
         return cls(config, weight=weight)

@@ -147,7 +147,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def _generation(folder: Path, values: dict[str, Any]) -> GenerationDefaults:
     path = folder / "generation_config.json"
     extra = read_json(path) if path.exists() else {}
-    eos = extra.get("eos_token_id", values.get("eos_token_id"))
+    eos = extra.get("eos_token_id")
+    eos = values.get("eos_token_id") if eos is None else eos
     ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
     fields = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
     sampling = {name: extra[name] for name in fields if extra.get(name) is not None}

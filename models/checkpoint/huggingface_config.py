@@ -55,7 +55,7 @@ def config_from_huggingface(values: dict[str, Any], source: str) -> DecoderConfi
         return _build(values, family, source)
     except KeyError as error:
         raise CheckpointError(f"{source}: field {error} is missing") from error
-    except (AttributeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{source}: {error}") from error
@@ -143,6 +143,12 @@ def _scaling(rope: dict[str, Any], values: dict[str, Any], source: str) -> RopeS
         raise UnsupportedModelError(
             f"{source}: rope scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}"
         )
+    # Variants of YaRN that would change the angles; no model of the supported families has them.
+    for name, neutral in (("mscale", None), ("mscale_all_dim", None), ("truncate", True)):
+        if (value := rope.get(name, neutral)) != neutral:
+            raise UnsupportedModelError(
+                f"{source}: rope scaling with {name} = {value!r} is not supported"
+            )
     known = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
     fields = {name: float(rope[name]) for name in known if rope.get(name) is not None}
     trained = rope.get("original_max_position_embeddings", values["max_position_embeddings"])

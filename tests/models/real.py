@@ -71,9 +71,7 @@ def score(
     """
     T = len(ids)
     tokens = jnp.asarray(ids, jnp.int32)[None]
-    cache = PagedKVCache.create(
-        model.config, batch_size=1, max_len=T, dtype=model.embed[...].dtype
-    )
+    cache = PagedKVCache.create(model.config, batch_size=1, max_len=T, dtype=model.embed[...].dtype)
     if chunk is None:
         hidden, _ = _FORWARD(model, tokens, cache=cache, fresh=True)
     else:
@@ -88,5 +86,7 @@ def score(
         _rows(model, hidden[0, i : i + _ROWS], targets[i : i + _ROWS], wanted[i : i + _ROWS])
         for i in range(0, T, _ROWS)
     ]
-    nll, scores, best = (np.concatenate(list(map(np.asarray, p))) for p in zip(*pieces, strict=True))
+    nll, scores, best = (
+        np.concatenate(list(map(np.asarray, p))) for p in zip(*pieces, strict=True)
+    )
     return nll[:-1], scores, best
