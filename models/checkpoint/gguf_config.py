@@ -28,7 +28,7 @@ def config_from_gguf(file: GGUFFile, source: str) -> DecoderConfig:
         return _build(file)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{source}: {error}") from None
-    except (CheckpointError, TypeError, ValueError) as error:
+    except (ArithmeticError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source}: {error}") from error
 
 

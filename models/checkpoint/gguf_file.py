@@ -66,6 +66,10 @@ class GGUFFile:
         try:
             with path.open("rb") as file:
                 magic = file.read(4)
+                if len(magic) < len(MAGIC):
+                    raise CheckpointError(
+                        f"{path}: truncated or corrupt GGUF file: {len(magic)} bytes"
+                    )
                 if magic != MAGIC:
                     raise CheckpointError(f"{path}: not a GGUF file (it starts with {magic!r})")
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -25,11 +25,9 @@ def render_chat(
     Raises:
         ValueError: malformed messages, or the template refuses or breaks.
     """
-    from jinja2 import TemplateError
-
     for message in messages:
-        if not {"role", "content"} <= set(message):
-            raise ValueError(f"a message needs role and content; got {dict(message)}")
+        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+            raise ValueError(f"a message needs role and content; got {message!r:.80}")
     if not messages:
         raise ValueError("a conversation needs at least one message; got none")
     try:
@@ -40,7 +38,7 @@ def render_chat(
             documents=None,
             **(special_tokens or {}),
         )
-    except TemplateError as error:
+    except Exception as error:  # besides Jinja's own errors, whatever its expressions raise
         raise ValueError(f"the model's chat template failed: {error}") from error
 
 

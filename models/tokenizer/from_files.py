@@ -24,8 +24,11 @@ def tokenizer_from_directory(folder: Path) -> Tokenizer:
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
+        # Some files keep the settings of a training run, which would cut or fill every text.
+        backend.no_truncation()
+        backend.no_padding()
         config = _json(folder / "tokenizer_config.json")
-        extra = _json(folder / "config.json") | _json(folder / "generation_config.json")
+        extra = _given(folder / "config.json") | _given(folder / "generation_config.json")
         template = _template(folder, config)
     except Exception as error:  # the library raises a bare Exception
         raise CheckpointError(f"{folder}: damaged tokenizer files ({error})") from error
@@ -37,6 +40,7 @@ def tokenizer_from_directory(folder: Path) -> Tokenizer:
         return backend.token_to_id(special[key]) if key in special else None
 
     bos = config.get("bos_id", index("bos_token"))
+    bos = extra.get("bos_token_id") if bos is None else bos
     add_bos = config.get("add_bos_token")
     if add_bos is None:  # the file's own post-processor knows
         probe = backend.encode("a").ids
@@ -65,6 +69,11 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return values
+
+
+def _given(path: Path) -> dict[str, Any]:
+    """Fields that are not null: null means that another file decides."""
+    return {key: value for key, value in _json(path).items() if value is not None}
 
 
 def _content(token: Any) -> str | None:

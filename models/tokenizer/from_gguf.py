@@ -50,6 +50,16 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], source: str) -> Tokenizer:
     types = np.ones(len(tokens), np.int32) if types is None else np.asarray(types)
     if len(types) != len(tokens):
         raise CheckpointError(f"{source}: {len(tokens)} tokens have {len(types)} types")
+
+    def name(key: str) -> tuple[str, str] | None:
+        index = get(f"{key}_token_id")
+        if index is None:
+            return None
+        if not 0 <= index < len(tokens):
+            raise CheckpointError(f"{source}: {key}_token_id is {index} of {len(tokens)} tokens")
+        return f"{_TEMPLATE_NAMES.get(key, key)}_token", tokens[index]
+
+    special = dict(filter(None, map(name, ("bos", "eos", "unknown", "padding"))))
     if kind == "gpt2":
         backend = _byte_level(tokens, get("merges") or [], get("pre", "default"), source)
     elif kind == "llama":
@@ -71,16 +81,6 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], source: str) -> Tokenizer:
             for i in added
         ]
     )
-
-    def name(key: str) -> tuple[str, str] | None:
-        index = get(f"{key}_token_id")
-        if index is None:
-            return None
-        if not 0 <= index < len(tokens):
-            raise CheckpointError(f"{source}: {key}_token_id is {index} of {len(tokens)} tokens")
-        return f"{_TEMPLATE_NAMES.get(key, key)}_token", tokens[index]
-
-    special = dict(filter(None, map(name, ("bos", "eos", "unknown", "padding"))))
     return Tokenizer(
         backend,
         bos_id=get("bos_token_id"),
