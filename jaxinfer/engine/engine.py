@@ -170,6 +170,8 @@ class Engine:
         except BaseException:
             self._recover()
             raise
+        finally:
+            self.metrics.compilations_total = self.runner.programs
 
     def check_invariants(self) -> None:
         """No page is lost, held twice, or held by a request that does not compute.
