@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Fetch the default model and answer $PROMPT: demo.sh VENV
+set -euo pipefail
+cd "$(dirname "$0")/.."
+echo "+ jaxinfer generate \"$PROMPT\" --max-tokens 80"
+"$1/bin/jaxinfer" generate "$PROMPT" --max-tokens 80
+echo
+echo "Next: $1/bin/jaxinfer chat, or README.md."
