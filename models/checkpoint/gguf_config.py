@@ -1,5 +1,7 @@
 """The metadata of a GGUF file as a `DecoderConfig`."""
 
+import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -97,10 +99,24 @@ def _scaling(maybe) -> RopeScaling | None:
         raise UnsupportedModelError(
             f"rope scaling {kind!r} is not supported in GGUF files; supported: linear, yarn"
         )
-    return RopeScaling(
+    factor = float(maybe("rope.scaling.factor", 1.0))
+    scaling = RopeScaling(
         rope_type=kind,
-        factor=float(maybe("rope.scaling.factor", 1.0)),
+        factor=factor,
         original_max_position_embeddings=int(maybe("rope.scaling.original_context_length", 0)),
+    )
+    if kind == "linear":
+        return scaling
+    for key, neutral in (("ext_factor", 1.0), ("log_multiplier", 0.0)):
+        if (value := float(maybe(f"rope.scaling.yarn_{key}", neutral))) != neutral:
+            raise UnsupportedModelError(f"rope scaling with yarn_{key} = {value} is not supported")
+    # A factor on the magnitude that the formula gives; Hugging Face's replaces it.
+    extra = float(maybe("rope.scaling.yarn_attn_factor", maybe("rope.scaling.attn_factor", 1.0)))
+    return dataclasses.replace(
+        scaling,
+        beta_fast=float(maybe("rope.scaling.yarn_beta_fast", scaling.beta_fast)),
+        beta_slow=float(maybe("rope.scaling.yarn_beta_slow", scaling.beta_slow)),
+        attention_factor=None if extra == 1 else extra * (0.1 * math.log(factor) + 1),
     )
 
 

@@ -2,8 +2,10 @@
 
 import functools
 import json
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import SupportsIndex
 
 import tokenizers
 
@@ -65,9 +67,9 @@ class Tokenizer:
             ids = [self.bos_id, *ids]
         return ids
 
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[SupportsIndex], *, skip_special: bool = True) -> str:
         """Text of token ids; bytes that form no character become U+FFFD."""
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special)
+        return self._backend.decode([*map(operator.index, ids)], skip_special_tokens=skip_special)
 
     def token(self, token_id: int) -> str:
         """The text of one token, for people to look at."""
