@@ -1,13 +1,16 @@
 """Converted models: weights in an Orbax checkpoint, shape and tokenizer beside them.
 
-Layout: `jaxinfer.json` (format, configuration, generation defaults), `weights/` (Orbax),
-`tokenizer.json` and `tokenizer_config.json` (Hugging Face's files).
+Layout: `jaxinfer.json` (format, configuration, generation defaults, size and checksum of every file
+of weights), `weights/` (Orbax), `tokenizer.json` and `tokenizer_config.json` (Hugging Face's).
 """
 
+import concurrent.futures
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +49,11 @@ class OrbaxCheckpoint:
             self.generation = GenerationDefaults(
                 eos_token_ids=tuple(generation["eos_token_ids"]), sampling=generation["sampling"]
             )
-        except (KeyError, TypeError, ValueError) as error:
+            self._checksums = {str(k): int(v) for k, v in values["weights_crc32"].items()}
+            sizes = {str(k): int(v) for k, v in values["weights_bytes"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path / FILE}: {error}") from error
-        _check_sizes(path / "weights", values.get("weights_bytes", {}))
+        _check_sizes(path / "weights", sizes)
         self._weights: dict[str, Any] | None = None
 
     def read(self, name: str) -> np.ndarray:
@@ -58,6 +63,7 @@ class OrbaxCheckpoint:
         a model is not in memory twice; asking again reads again.
         """
         if self._weights is None or name not in self._weights:
+            _check_contents(self._folder / "weights", self._checksums)
             self._weights = _restore(self._folder / "weights")
         try:
             return np.asarray(self._weights.pop(name))
@@ -106,6 +112,7 @@ def save_orbax(
             "config": dataclasses.asdict(model.config),
             "generation": dataclasses.asdict(generation),
             "weights_bytes": _sizes(scratch / "weights"),
+            "weights_crc32": _checksums(scratch / "weights"),
         }
         (scratch / FILE).write_text(json.dumps(values, indent=2))
         if tokenizer is not None:
@@ -117,9 +124,28 @@ def save_orbax(
         raise
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def _files(folder: Path) -> dict[str, Path]:
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    return {path.relative_to(folder).as_posix(): path for path in files}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: path.stat().st_size for name, path in _files(folder).items()}
+
+
+def _checksums(folder: Path) -> dict[str, int]:
+    files = _files(folder)
+    # zlib lets go of the interpreter lock.
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        return dict(zip(files, pool.map(_crc32, files.values()), strict=True))
+
+
+def _crc32(path: Path) -> int:
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return total
 
 
 def _check_sizes(folder: Path, expected: dict[str, int]) -> None:
@@ -132,6 +158,17 @@ def _check_sizes(folder: Path, expected: dict[str, int]) -> None:
             raise CheckpointError(
                 f"{folder / name}: truncated or corrupt: {found[name]} bytes, expected {size}"
             )
+
+
+def _check_contents(folder: Path, expected: dict[str, int]) -> None:
+    """Find changed bytes: most would be read as other weights, without an error."""
+    try:
+        found = _checksums(folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    for name, checksum in expected.items():
+        if found.get(name) != checksum:
+            raise CheckpointError(f"{folder / name}: corrupt: its checksum is another")
 
 
 def _restore(folder: Path) -> dict[str, Any]:

@@ -89,13 +89,13 @@ def rotate(config: DecoderConfig, x: np.ndarray, *, local: bool) -> np.ndarray:
     assert theta is not None
     scaling = None if own_base else config.rope_scaling
     half = config.head_dim // 2
-    frequencies = np.array([_frequency(i, config.head_dim, theta, scaling) for i in range(half)])
+    frequencies = np.array([frequency(i, config.head_dim, theta, scaling) for i in range(half)])
     turn = np.exp(1j * np.arange(len(x))[:, None] * frequencies)[:, None]  # [T, 1, H/2]
-    pairs = (x[..., :half] + 1j * x[..., half:]) * turn * _magnitude(scaling)
+    pairs = (x[..., :half] + 1j * x[..., half:]) * turn * magnitude(scaling)
     return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
-def _magnitude(scaling: RopeScaling | None) -> float:
+def magnitude(scaling: RopeScaling | None) -> float:
     if scaling is None or scaling.rope_type != "yarn":
         return 1.0
     if scaling.attention_factor is not None:
@@ -103,7 +103,7 @@ def _magnitude(scaling: RopeScaling | None) -> float:
     return 0.1 * math.log(scaling.factor) + 1.0  # YaRN, equation 22
 
 
-def _frequency(i: int, head_dim: int, theta: float, scaling: RopeScaling | None) -> float:
+def frequency(i: int, head_dim: int, theta: float, scaling: RopeScaling | None) -> float:
     """Radians per token of pair i."""
     plain = theta ** (-2 * i / head_dim)
     if scaling is None:
