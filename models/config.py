@@ -162,6 +162,15 @@ class DecoderConfig:
         )  # fmt: skip
 
     @classmethod
+    def smollm2_135m(cls) -> "DecoderConfig":
+        """Shape of SmolLM2-135M."""
+        return cls(
+            family="llama", vocab_size=49_152, hidden_size=576, num_layers=30, num_heads=9,
+            num_kv_heads=3, head_dim=64, intermediate_size=1536, max_position_embeddings=8192,
+            rope_theta=100_000.0, tie_embeddings=True,
+        )  # fmt: skip
+
+    @classmethod
     def tiny(cls, **overrides: object) -> "DecoderConfig":
         """A model small enough for any test; `overrides` replace single fields."""
         fields: dict[str, object] = {

@@ -1,0 +1,147 @@
+"""What a benchmark measures: a case of an op, and the implementations that compete on it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Arrays = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One implementation on one case.
+
+    Attributes:
+        median_us: Time of a call, µs.
+        iqr_us: Interquartile range of the calls, µs.
+        rel_rms: Relative RMS error against the reference.
+        compile_s: Tracing, lowering and compiling, s.
+        implementation: What really ran, where a chooser decided; empty: the one asked for.
+        extra: Further values for the row, such as tokens per second.
+    """
+
+    median_us: float
+    iqr_us: float
+    rel_rms: float
+    compile_s: float
+    implementation: str = ""
+    extra: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, times: Sequence[float], **fields: Any) -> "Measurement":
+        """Median and interquartile range of `times` (µs), and the other fields."""
+        low, median, high = (float(q) for q in np.percentile(times, (25, 50, 75)))
+        return cls(median_us=median, iqr_us=high - low, **fields)
+
+
+class WrongResult(AssertionError):
+    """An implementation's result is too far from the reference; it gets no time."""
+
+
+class Case(Protocol):
+    """A case that can be measured.
+
+    Attributes:
+        name: Lower-case words, the model shape first.
+        tag: `"primary"` (reported), `"stress"` or `"ci"`.
+        implementations: Their names, in the order of the report.
+        flops: Operations that a call must do.
+        bytes: Fewest bytes that a call must move.
+    """
+
+    name: str
+    tag: str
+    flops: float
+    bytes: float
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """Names of what can be measured."""
+        ...
+
+    def measure(self, implementation: str, *, repeats: int) -> Measurement:
+        """Check and time one implementation.
+
+        Raises:
+            NotSupported: it cannot serve the case, or its package is not installed.
+            WrongResult: it computes something else.
+        """
+        ...
+
+
+def _same(*arrays: Any) -> Arrays:
+    return arrays
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Implementation:
+    """A way to compute an op.
+
+    Attributes:
+        call: The function that is timed; takes what `prepare` gives.
+        prepare: From the case's arrays to what `call` takes (another cache layout); not timed.
+        donate: Arguments of `call` that it may overwrite.
+        renew: From the arguments and the result of a call to the arguments of the next one, where
+            some were donated.
+        result: From what `call` returns to what the reference returns.
+    """
+
+    call: Callable[..., Any]
+    prepare: Callable[..., Arrays] = _same
+    donate: tuple[int, ...] = ()
+    renew: Callable[[Arrays, Any], Arrays] = lambda arrays, _: arrays
+    result: Callable[[Any], Any] = lambda result: result
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OpCase:
+    """A case of one op, timed on the device.
+
+    Attributes:
+        op: Name of the op, as the dispatcher knows it.
+        name: As in `Case`.
+        tag: As in `Case`.
+        flops: As in `Case`.
+        bytes: As in `Case`.
+        dtype: Decides the tolerance.
+        make_inputs: From a random key to the op's arrays.
+        reference: The right result of these arrays, float32.
+        table: The implementations by name.
+    """
+
+    op: str
+    name: str
+    tag: str
+    flops: float
+    bytes: float
+    dtype: str
+    make_inputs: Callable[[jax.Array], Arrays]
+    reference: Callable[..., Any]
+    table: Mapping[str, Implementation]
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """Names of what can be measured."""
+        return tuple(self.table)
+
+    def measure(self, implementation: str, *, repeats: int) -> Measurement:
+        """Check one implementation against the reference, then time it; see `Case.measure`."""
+        from bench.gate import check
+        from bench.timing import time_calls
+        from jaxinfer.pallas_kernels.dispatch import choices
+
+        chosen = self.table[implementation]
+        arrays = jax.block_until_ready(self.make_inputs(jax.random.key(0)))
+        with jax.default_matmul_precision("highest"):
+            want = jax.block_until_ready(jax.jit(self.reference)(*arrays))
+        inputs = jax.block_until_ready(chosen.prepare(*arrays))
+        timing = time_calls(chosen, inputs, repeats=repeats)
+        error = check(timing.result, want, jnp.dtype(self.dtype).name)
+        ran = choices()[self.op].implementation if implementation == "dispatch" else ""
+        return Measurement.of(
+            timing.times_us, rel_rms=error, compile_s=timing.compile_s, implementation=ran
+        )

@@ -1,0 +1,1 @@
+"""The cases of every op, made from the specs beside its kernel."""

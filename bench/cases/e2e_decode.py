@@ -1,0 +1,119 @@
+"""Decode of a whole model: wall-clock time per token, everything included."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench import plain_jax
+from bench.case import Measurement
+from bench.whole_model import (
+    MODELS,
+    RUNNERS,
+    check_runner,
+    engine_of,
+    kv_bytes,
+    model_of,
+    plain_of,
+    prompts,
+    run_engine,
+    weight_bytes,
+)
+
+_NEW_TOKENS = 129  # the first comes from the prefill
+_WARM = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeCase:
+    """B requests of about S tokens, answered together.
+
+    Attributes:
+        model: Whose shape.
+        B: Requests.
+        S: Context at the middle of the answer, tokens.
+        rows: Rows of the engine; B of several cases share one engine.
+        tag: As in `Case`.
+    """
+
+    model: str
+    B: int
+    S: int
+    rows: int = 64
+    tag: str = "primary"
+
+    @property
+    def name(self) -> str:
+        """As in `Case`."""
+        return f"{self.model} b{self.B} s{self.S}"
+
+    @property
+    def flops(self) -> float:
+        """Products with the weights, and attention."""
+        config = MODELS[self.model]()
+        attention = 4 * config.num_layers * config.num_heads * config.head_dim * self.S
+        return self.B * (weight_bytes(config) + attention)
+
+    @property
+    def bytes(self) -> float:
+        """Weights once, and the keys and values of every request."""
+        config = MODELS[self.model]()
+        return weight_bytes(config) + kv_bytes(config, self.B * self.S)
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """The engine with the chooser and with XLA only, and plain JAX."""
+        return RUNNERS
+
+    def measure(self, implementation: str, *, repeats: int) -> Measurement:
+        """Time answers of 128 tokens; see `Case.measure`."""
+        error = check_runner(self.model, implementation)
+        once = self._plain if implementation.startswith("plain_") else self._engine
+        start = time.perf_counter()
+        once(implementation, 0)
+        compile_s = time.perf_counter() - start
+        times = [once(implementation, seed) for seed in range(1, max(2, repeats // 7) + 1)]
+        rate = self.B * 1e6 / float(np.median(times))
+        return Measurement.of(
+            times, rel_rms=error, compile_s=compile_s, extra={"tokens_per_s": rate}
+        )
+
+    @property
+    def _prompt(self) -> int:
+        return self.S - _NEW_TOKENS // 2
+
+    def _engine(self, runner: str, seed: int) -> float:
+        engine = engine_of(self.model, runner, self.rows, self._prompt + 2 * _NEW_TOKENS)
+        tokens = prompts(self.model, self.B, self._prompt, seed=seed)
+        return run_engine(engine, tokens, _NEW_TOKENS).us_per_token(skip=_WARM)
+
+    def _plain(self, runner: str, seed: int) -> float:
+        model = model_of(self.model)
+        step = plain_of(self.model, runner)
+        cache = plain_jax.new_cache(
+            model, batch_size=self.B, max_len=self._prompt + _NEW_TOKENS + 1
+        )
+        keys = iter(jax.random.split(jax.random.key(seed), 2 * len(cache)))
+        cache = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape, x.dtype), cache)
+        tokens = jnp.asarray(prompts(self.model, self.B, 1, seed=seed))
+        length = jnp.int32(self._prompt)
+        for _ in range(_WARM):
+            tokens, cache, length = step(tokens, cache, length)
+        jax.block_until_ready(tokens)
+        start = time.perf_counter()
+        for _ in range(_NEW_TOKENS - _WARM):
+            tokens, cache, length = step(tokens, cache, length)
+        jax.block_until_ready(tokens)
+        return 1e6 * (time.perf_counter() - start) / (_NEW_TOKENS - _WARM)
+
+
+def cases() -> list[DecodeCase]:
+    """SmolLM2, and the 8B shape at three batch sizes."""
+    return [
+        *(DecodeCase(model="smollm2-135m", B=B, S=1024) for B in (1, 8, 64)),
+        *(DecodeCase(model="llama-3-8b", B=B, S=1024) for B in (1, 8, 64)),
+        DecodeCase(model="llama-2-7b", B=1, S=1024, rows=1, tag="stress"),
+        DecodeCase(model="smollm2-135m", B=2, S=80, rows=2, tag="ci"),
+    ]

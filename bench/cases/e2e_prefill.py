@@ -1,0 +1,102 @@
+"""Time to first token: from handing over a prompt to its first token on the host."""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench import plain_jax
+from bench.case import Measurement
+from bench.whole_model import (
+    MODELS,
+    RUNNERS,
+    check_runner,
+    engine_of,
+    kv_bytes,
+    model_of,
+    plain_of,
+    prompts,
+    run_engine,
+    weight_bytes,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrefillCase:
+    """One prompt of T tokens.
+
+    Attributes:
+        model: Whose shape.
+        T: Tokens of the prompt.
+        tag: As in `Case`.
+    """
+
+    model: str
+    T: int
+    tag: str = "primary"
+
+    @property
+    def name(self) -> str:
+        """As in `Case`."""
+        return f"{self.model} b1 t{self.T}"
+
+    @property
+    def flops(self) -> float:
+        """Products with the weights (the output's for one token), and causal attention."""
+        config = MODELS[self.model]()
+        output = config.vocab_size * config.hidden_size
+        embedding = 0 if config.tie_embeddings else output
+        layers = config.num_parameters - output - embedding
+        attention = 2 * config.num_layers * config.num_heads * config.head_dim * self.T**2
+        return 2 * (layers * self.T + output) + attention
+
+    @property
+    def bytes(self) -> float:
+        """Weights once, and the new keys and values."""
+        config = MODELS[self.model]()
+        return weight_bytes(config) + kv_bytes(config, self.T)
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """The engine with the chooser and with XLA only, and plain JAX."""
+        return RUNNERS
+
+    def measure(self, implementation: str, *, repeats: int) -> Measurement:
+        """Time prompts; see `Case.measure`."""
+        error = check_runner(self.model, implementation)
+        once = self._plain if implementation.startswith("plain_") else self._engine
+        start = time.perf_counter()
+        once(implementation, 0)
+        compile_s = time.perf_counter() - start
+        times = [once(implementation, seed) for seed in range(1, max(2, repeats // 2) + 1)]
+        rate = self.T * 1e6 / float(np.median(times))
+        return Measurement.of(
+            times, rel_rms=error, compile_s=compile_s, extra={"tokens_per_s": rate}
+        )
+
+    def _engine(self, runner: str, seed: int) -> float:
+        engine = engine_of(self.model, runner, 1, 8448)
+        tokens = prompts(self.model, 1, self.T, seed=seed)
+        return 1e6 * run_engine(engine, tokens, 1).events[0][0]
+
+    def _plain(self, runner: str, seed: int) -> float:
+        model = model_of(self.model)
+        call = plain_of(self.model, runner)
+        cache = plain_jax.new_cache(model, batch_size=1, max_len=self.T)
+        tokens = prompts(self.model, 1, self.T, seed=seed)
+        jax.block_until_ready(cache)
+        start = time.perf_counter()
+        best, _, _ = call(jnp.asarray(tokens), cache, jnp.int32(0))
+        np.asarray(best)
+        return 1e6 * (time.perf_counter() - start)
+
+
+def cases() -> list[PrefillCase]:
+    """SmolLM2 and the 8B shape."""
+    return [
+        *(PrefillCase(model="smollm2-135m", T=T) for T in (512, 2048)),
+        *(PrefillCase(model="llama-3-8b", T=T) for T in (1024, 4096, 8192)),
+        PrefillCase(model="smollm2-135m", T=64, tag="ci"),
+    ]

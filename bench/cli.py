@@ -1,0 +1,139 @@
+"""The command line of the benchmarks."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+DESCRIPTION = """Benchmarks of jaxinfer: correctness first, then the time.
+
+Examples:
+  python -m bench list
+  python -m bench run --op decode_attention
+  python -m bench run --op attention --impl dispatch,cudnn --case "llama-3-8b b1" --json out.json
+  python -m bench run --e2e decode
+  python -m bench plot --op decode_attention
+  python -m bench tables
+"""
+
+Tag = Literal["primary", "stress", "ci", "all"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """Measure and print a row per case and implementation."""
+
+    op: str = ""
+    """Which op; see `python -m bench list`. Several with commas; default: all."""
+    e2e: Literal["", "prefill", "decode"] = ""
+    """Short for --op e2e_prefill or --op e2e_decode."""
+    impl: str = ""
+    """Implementations, with commas; default: all."""
+    case: str = ""
+    """Only cases whose names hold all of these words."""
+    tag: Tag = "primary"
+    """Only cases with this tag."""
+    repeats: int = 20
+    """Timed calls of each."""
+    json: Path | None = None
+    """Put the rows into this file too; those already there stay unless measured again."""
+    save: bool = False
+    """Put the rows into bench/results/<device>/<op>.json."""
+    commit: str = ""
+    """Commit for the rows where the checkout has no history."""
+
+    def run(self) -> int:
+        """Do it; 1 if anything was wrong or failed."""
+        from bench import registry, rows
+        from bench.run import Report, measure_all
+        from jaxinfer.pallas_kernels.device import current_device
+
+        names = [f"e2e_{self.e2e}"] if self.e2e else self.op.split(",") if self.op else registry.OPS
+        machine = rows.Machine.here(self.commit)
+        report = Report()
+        for op in names:
+            cases = registry.select(registry.cases_of(op), tag=self.tag, words=self.case.split())
+            if not cases:
+                raise ValueError(f"no case of {op} has tag {self.tag!r} and words {self.case!r}")
+            wanted = [name for name in self.impl.split(",") if name]
+            for row in measure_all(
+                op, cases, wanted=wanted, repeats=self.repeats, machine=machine, report=report
+            ):
+                if self.json is not None:
+                    rows.save(self.json, [row])
+                if self.save:
+                    rows.save(rows.results_of(current_device(), op), [row])
+        report.print()
+        return int(bool(report.bad))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class List:
+    """Show ops, cases and implementations."""
+
+    op: str = ""
+    """Only this op."""
+
+    def run(self) -> int:
+        """Do it."""
+        from bench import registry
+
+        for op in [self.op] if self.op else registry.OPS:
+            print(op)
+            for case in registry.cases_of(op):
+                if case.tag != "ci":
+                    print(f"  {case.name:44} {', '.join(case.implementations)}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plot:
+    """Draw the committed results of an op as SVG pictures."""
+
+    op: str = ""
+    """Only this op."""
+    out: Path = Path("docs/plots")
+    """Folder for the pictures."""
+
+    def run(self) -> int:
+        """Do it."""
+        from bench.plot import plot_all
+
+        for path in plot_all(self.op, self.out):
+            print(path)
+        return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tables:
+    """Write the committed results into the tables of README and docs."""
+
+    check: bool = False
+    """Only say whether the tables are those of the results."""
+
+    def run(self) -> int:
+        """Do it; with --check 1 if a table is out of date."""
+        from bench.tables import update_all
+
+        changed = update_all(write=not self.check)
+        for path in changed:
+            print(f"{path}: {'out of date' if self.check else 'written'}")
+        return int(self.check and bool(changed))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 2 for wrong arguments."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {kind.__name__.lower(): kind for kind in (Run, List, Plot, Tables)},
+        prog="python -m bench",
+        description=DESCRIPTION,
+        args=arguments,
+    )
+    try:
+        return command.run()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,40 @@
+"""No time for a wrong answer: the check that comes before every row."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from bench.case import WrongResult
+from tests.metrics import TOLERANCES, relative_rms
+
+
+def check(got: Any, want: Any, dtype: str) -> float:
+    """The largest relative RMS error of the arrays of a result.
+
+    Args:
+        got: A result, any tree of arrays.
+        want: The reference's, the same tree.
+        dtype: Whose tolerance holds (`tests/metrics.py`).
+
+    Raises:
+        WrongResult: the error exceeds the tolerance, or numbers that are not finite differ.
+    """
+    got_leaves, want_leaves = jax.tree.leaves(got), jax.tree.leaves(want)
+    if len(got_leaves) != len(want_leaves):
+        raise WrongResult(f"{len(got_leaves)} arrays came, {len(want_leaves)} were expected")
+    return max(_error(*pair, dtype) for pair in zip(got_leaves, want_leaves, strict=True))
+
+
+def _error(got: jax.Array, want: jax.Array, dtype: str) -> float:
+    if got.shape != want.shape:
+        raise WrongResult(f"shape {got.shape}, expected {want.shape}")
+    got_np, want_np = (np.asarray(x, np.float32) for x in (got, want))
+    finite = np.isfinite(want_np)
+    if not np.array_equal(np.isfinite(got_np), finite):
+        raise WrongResult("finite and non-finite entries are not where they should be")
+    error = relative_rms(got_np[finite], want_np[finite])
+    limit = TOLERANCES[dtype][0]
+    if error > limit:
+        raise WrongResult(f"relative RMS error {error:.1e} exceeds {limit:.1e}")
+    return error

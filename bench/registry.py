@@ -1,0 +1,57 @@
+"""Every benchmark by the name of its op."""
+
+import difflib
+import importlib
+from collections.abc import Iterable, Sequence
+
+from bench.case import Case
+
+# Name of the op in rows, and the module under bench/cases with its `cases()`.
+OPS = (
+    "attention",
+    "decode_attention",
+    "rope_kv_write",
+    "add_rms_norm",
+    "e2e_prefill",
+    "e2e_decode",
+)
+
+
+def cases_of(op: str) -> list[Case]:
+    """The cases of an op.
+
+    Raises:
+        ValueError: there is no such op.
+    """
+    if op not in OPS:
+        raise ValueError(f"unknown op {op!r}; {_hint(op, OPS)}")
+    return importlib.import_module(f"bench.cases.{op}").cases()
+
+
+def select(cases: Iterable[Case], *, tag: str, words: Sequence[str]) -> list[Case]:
+    """The cases with a tag whose names hold all of `words`; `tag="all"` takes every tag."""
+    return [
+        case
+        for case in cases
+        if tag in ("all", case.tag) and all(word in case.name.split() for word in words)
+    ]
+
+
+def pick(case: Case, wanted: Sequence[str]) -> list[str]:
+    """The implementations of a case that were asked for; all if none was named.
+
+    Raises:
+        ValueError: a name that the case does not have.
+    """
+    for name in wanted:
+        if name not in case.implementations:
+            raise ValueError(
+                f"case {case.name!r} has no implementation {name!r}; "
+                f"{_hint(name, case.implementations)}"
+            )
+    return list(wanted or case.implementations)
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}? " * bool(near) + f"known: {', '.join(known)}"

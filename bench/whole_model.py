@@ -1,0 +1,167 @@
+"""A whole model with random weights, and those who run it: our engine, and plain JAX."""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench import plain_jax
+from bench.case import WrongResult
+from jaxinfer.engine.engine import Engine, EngineConfig
+from jaxinfer.models.cache import PagedKVCache
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.models.functions import decode_step, prefill
+from jaxinfer.pallas_kernels.device import current_device
+from jaxinfer.pallas_kernels.dispatch import NotSupported, force_implementation
+from jaxinfer.sampling_params import SamplingParams
+from tests.metrics import relative_rms
+
+MODELS: dict[str, Callable[[], DecoderConfig]] = {
+    "smollm2-135m": DecoderConfig.smollm2_135m,
+    "llama-3-8b": DecoderConfig.llama3_8b,
+    "llama-2-7b": DecoderConfig.llama2_7b,
+}
+RUNNERS = ("dispatch", "xla", "plain_cudnn", "plain_xla")
+
+# Two layers round a bfloat16 stream about a dozen times, 2^-9 each, and the last product once
+# more; float32 differs by the order of summation.
+_TOLERANCE = {"bfloat16": 2e-2, "float32": 1e-4}
+_PAGE = 64
+
+
+def dtype() -> jnp.dtype:
+    """What models are measured in: bfloat16, on a CPU float32."""
+    return jnp.dtype("float32" if current_device().platform == "cpu" else "bfloat16")
+
+
+@functools.lru_cache(maxsize=1)  # one model of 16 GB at a time
+def model_of(name: str) -> Decoder:
+    """The model with random weights."""
+    return jax.block_until_ready(Decoder(MODELS[name](), dtype=dtype()))
+
+
+@functools.lru_cache(maxsize=2)
+def engine_of(name: str, runner: str, rows: int, length: int) -> Engine:
+    """An engine for `rows` requests of `length` tokens."""
+    config = EngineConfig(
+        max_model_len=length,
+        num_pages=rows * -(-length // _PAGE),
+        page_size=_PAGE,
+        max_num_seqs=rows,
+        max_num_batched_tokens=8192,
+        steps_per_sync=8,
+        dtype=dtype(),
+        implementation=None if runner == "dispatch" else runner,
+        full_tables=runner == "dispatch" and current_device().is_hopper,
+    )
+    return Engine(model_of(name), None, config)
+
+
+@functools.lru_cache(maxsize=2)
+def plain_of(name: str, runner: str) -> plain_jax.Greedy:
+    """Plain JAX with the same weights."""
+    return plain_jax.Greedy(model_of(name), _kernel(runner))
+
+
+def _kernel(runner: str) -> plain_jax.Kernel:
+    return "cudnn" if runner == "plain_cudnn" else "xla"
+
+
+def prompts(name: str, rows: int, length: int, *, seed: int) -> np.ndarray:
+    """`[rows, length]` int32 random tokens."""
+    return np.random.default_rng(seed).integers(
+        0, MODELS[name]().vocab_size, (rows, length), np.int32
+    )
+
+
+def weight_bytes(config: DecoderConfig) -> int:
+    """Weights that a step reads: all but the rows of an embedding that is not the output too."""
+    embedding = 0 if config.tie_embeddings else config.vocab_size * config.hidden_size
+    return dtype().itemsize * (config.num_parameters - embedding)
+
+
+def kv_bytes(config: DecoderConfig, tokens: float) -> float:
+    """Keys and values of so many tokens in all layers."""
+    width = config.num_layers * config.num_kv_heads * config.head_dim
+    return 2 * dtype().itemsize * width * tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """When tokens of the first request had reached the host: (seconds, tokens so far)."""
+
+    events: list[tuple[float, int]]
+
+    def us_per_token(self, *, skip: int) -> float:
+        """Mean time between tokens after the first `skip`, µs."""
+        first = next(event for event in self.events if event[1] > skip)
+        last = self.events[-1]
+        return 1e6 * (last[0] - first[0]) / (last[1] - first[1])
+
+
+def run_engine(engine: Engine, tokens: np.ndarray, new_tokens: int) -> Progress:
+    """Answer all prompts together, greedily."""
+    params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
+    start = time.perf_counter()
+    names = [engine.add_request(row.tolist(), params) for row in tokens]
+    events, count = [], 0
+    while engine.has_work:
+        for output in engine.step():
+            if output.request_id == names[-1]:
+                count += sum(len(part.token_ids) for part in output.outputs)
+                events.append((time.perf_counter() - start, count))
+    if count != new_tokens:
+        raise WrongResult(f"{count} tokens came, {new_tokens} were asked for")
+    return Progress(events=events)
+
+
+@functools.cache
+def check_runner(name: str, runner: str) -> float:
+    """Relative RMS error of the logits after a prompt and a step, two layers deep.
+
+    The reference is plain JAX in float32 with the same weights.
+
+    Raises:
+        WrongResult: too far from it.
+        NotSupported: no GPU for cuDNN.
+    """
+    if runner == "plain_cudnn" and current_device().platform != "gpu":
+        raise NotSupported("e2e", runner, "this device", "NVIDIA GPUs")
+    config = dataclasses.replace(MODELS[name](), num_layers=2)
+    model = Decoder(config, dtype=dtype())
+    tokens = jnp.asarray(prompts(name, 2, 100, seed=1))
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), model)
+    with jax.default_matmul_precision("highest"):
+        want = _plain_logits(wide, tokens, "xla")
+    if runner.startswith("plain_"):
+        got = _plain_logits(model, tokens, _kernel(runner))
+    else:
+        got = _our_logits(model, tokens, runner)
+    error = max(relative_rms(*pair) for pair in zip(got, want, strict=True))
+    if not error <= _TOLERANCE[dtype().name]:
+        raise WrongResult(f"logits differ by {error:.1e}; at most {_TOLERANCE[dtype().name]:.0e}")
+    return error
+
+
+def _our_logits(model: Decoder, tokens: jax.Array, runner: str) -> list[np.ndarray]:
+    cache = PagedKVCache.create(model.config, batch_size=2, max_len=128, dtype=dtype())
+    jitted = jax.jit(prefill, static_argnames="fresh"), jax.jit(decode_step)
+    with contextlib.nullcontext() if runner == "dispatch" else force_implementation(runner):
+        first, cache = jitted[0](model, tokens[:, :-1], cache, fresh=True)
+        second, _ = jitted[1](model, tokens[:, -1], cache)
+    return [np.asarray(first), np.asarray(second)]
+
+
+def _plain_logits(model: Decoder, tokens: jax.Array, kernel: plain_jax.Kernel) -> list[np.ndarray]:
+    cache = plain_jax.new_cache(model, batch_size=2, max_len=128)
+    call = jax.jit(functools.partial(plain_jax.forward, kernel=kernel))
+    length = tokens.shape[1] - 1
+    first, cache = call(model, tokens[:, :length], cache, jnp.int32(0))
+    second, _ = call(model, tokens[:, length:], cache, jnp.int32(length))
+    return [np.asarray(first), np.asarray(second)]
