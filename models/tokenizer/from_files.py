@@ -32,6 +32,8 @@ def tokenizer_from_directory(folder: Path) -> Tokenizer:
         template = _template(folder, config)
     except Exception as error:  # the library raises a bare Exception
         raise CheckpointError(f"{folder}: damaged tokenizer files ({error})") from error
+    if backend.get_vocab_size(with_added_tokens=True) == 0:
+        raise CheckpointError(f"{path} holds no tokens")
     names = {key: _content(config.get(key)) for key in ("bos_token", "eos_token", "pad_token",
                                                         "unk_token")}  # fmt: skip
     special = {key: value for key, value in names.items() if value is not None}

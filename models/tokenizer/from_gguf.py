@@ -10,7 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from jaxinfer.models.errors import CheckpointError, UnsupportedModelError
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
 
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
 
 # How text is cut before byte-level BPE, by the name in the file. The regular expressions are those
 # of the models' own tokenizers.
@@ -74,10 +74,12 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], source: str) -> Tokenizer:
         raise UnsupportedModelError(
             f"{source}: tokenizer {kind!r} is not supported; supported: gpt2, llama"
         )
-    added = np.flatnonzero((types == CONTROL) | (types == USER_DEFINED))
+    added = np.flatnonzero(np.isin(types, (UNKNOWN, CONTROL, USER_DEFINED)))
     backend.add_tokens(
         [
-            tokenizers.AddedToken(tokens[i], special=bool(types[i] == CONTROL), normalized=False)
+            tokenizers.AddedToken(
+                tokens[i], special=bool(types[i] != USER_DEFINED), normalized=False
+            )
             for i in added
         ]
     )
