@@ -14,8 +14,8 @@ class EngineMetrics:
         decode_steps: Steps dispatched.
         wasted_steps: Row-steps whose token came after the end of its answer.
         preemptions: Requests put back for lack of pages.
-        compilations_total: Prefills and decode steps compiled, each for a shape or a set of sampling
-            features that was new. It stands still once the traffic has shown all it has.
+        compilations_total: Prefills and decode steps compiled, each for a shape or a set of
+            sampling features that was new. It stands still once the traffic has shown all it has.
     """
 
     requests: int = 0
