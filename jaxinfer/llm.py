@@ -17,7 +17,7 @@ from jaxinfer.models.tokenizer.tokenizer import Tokenizer
 from jaxinfer.outputs import RequestOutput
 from jaxinfer.sampling_params import SamplingParams
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | np.ndarray
 Progress = Callable[[str, int, int], None]
 
 
@@ -109,7 +109,7 @@ class LLM:
         """Continue prompts, all together.
 
         Args:
-            prompts: A text, a list of token ids, or a list of either.
+            prompts: A text, a list or array of token ids, or a list of either.
             sampling_params: For all prompts, or one for each; default: `SamplingParams()`.
             use_tqdm: True shows progress on standard error; a function is called with
                 ("generate", answers finished, answers in all).
@@ -227,7 +227,7 @@ class LLM:
     def _encode(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
         """A prompt's text, if it is one, and its tokens."""
         if not isinstance(prompt, str):
-            return None, prompt
+            return None, prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
         if not prompt:
             raise ValueError("prompt is empty; give at least one character")
         return prompt, self._tokenizer().encode(prompt)

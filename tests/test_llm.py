@@ -1,0 +1,389 @@
+"""`LLM` with a random decoder that knows bytes: answers, streams, and what is refused."""
+
+import dataclasses
+import functools
+import itertools
+import threading
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxinfer
+from jaxinfer import LLM, SamplingParams
+from jaxinfer.errors import (
+    CheckpointError,
+    ContextLengthError,
+    KVCacheFullError,
+    UnsupportedModelError,
+)
+from jaxinfer.models.checkpoint.orbax import save_orbax
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.models.tokenizer.byte import byte_tokenizer
+from tests.engine.small import GREEDY, decoder, llm, tokenizer
+
+LONG = GREEDY.replace(max_tokens=40)
+
+
+@functools.cache
+def shared() -> LLM:
+    """One for all tests, so that little is compiled; each must leave it idle."""
+    return llm()
+
+
+@pytest.fixture
+def made():
+    yield shared()
+    assert not shared().engine.has_work, "a request was left behind"
+    assert shared().engine.pages.num_free == shared().engine.pages.num_pages
+
+
+@functools.cache
+def answer(prompt: str, max_tokens: int = 12) -> list[int]:
+    """What the model says to a prompt alone."""
+    [output] = shared().generate(prompt, GREEDY.replace(max_tokens=max_tokens))
+    return output.outputs[0].token_ids
+
+
+def flat(lists: Iterable[list[int]]) -> list[int]:
+    return list(itertools.chain.from_iterable(lists))
+
+
+class TestGenerate:
+    def test_one_text(self, made):
+        [output] = made.generate("hello", GREEDY)
+        completion = output.outputs[0]
+        assert (output.prompt, output.finished) == ("hello", True)
+        assert output.prompt_token_ids == made.tokenizer.encode("hello")
+        assert len(completion.token_ids) == 12
+        assert completion.text == made.tokenizer.decode(completion.token_ids)
+        assert (completion.finish_reason, completion.stop_reason) == ("length", None)
+        assert output.metrics.output_tokens == 12
+        assert 0 <= output.metrics.queue_s <= output.metrics.ttft_s <= output.metrics.total_s
+
+    def test_texts_and_tokens_in_order(self, made):
+        ids = made.tokenizer.encode("hello")
+        outputs = made.generate(["hello", ids, "b", np.array(ids)], GREEDY)
+        assert [output.prompt for output in outputs] == ["hello", None, "b", None]
+        tokens = [output.outputs[0].token_ids for output in outputs]
+        assert tokens[0] == tokens[1] == tokens[3] == answer("hello")
+        assert tokens[2] == answer("b")
+
+    def test_a_list_of_ids_is_one_prompt(self, made):
+        [output] = made.generate(made.tokenizer.encode("hello"), GREEDY)
+        assert output.outputs[0].token_ids == answer("hello")
+
+    def test_parameters_for_each(self, made):
+        params = [GREEDY.replace(max_tokens=n) for n in (1, 5, 3)]
+        outputs = made.generate(["hello"] * 3, params)
+        assert [len(output.outputs[0].token_ids) for output in outputs] == [1, 5, 3]
+
+    def test_several_answers(self, made):
+        params = SamplingParams(temperature=1.0, seed=1, n=3, max_tokens=8)
+        [output] = made.generate("hello", params)
+        assert [part.index for part in output.outputs] == [0, 1, 2]
+        assert len({tuple(part.token_ids) for part in output.outputs}) == 3
+
+    def test_nothing_to_do(self, made):
+        assert made.generate([]) == []
+
+    def test_the_default_parameters(self, made):
+        [output] = made.generate("hello")
+        assert len(output.outputs[0].token_ids) == 16
+
+    @pytest.mark.parametrize("n", [1, 2])
+    def test_progress_counts_answers(self, made, n):
+        steps = []
+        params = SamplingParams(temperature=1.0, n=n, max_tokens=4)
+        made.generate(["a", "b", "c"], params, use_tqdm=lambda *step: steps.append(step))
+        assert steps[-1] == ("generate", 3 * n, 3 * n)
+        assert [done for _, done, _ in steps] == sorted({done for _, done, _ in steps})
+
+    def test_progress_on_standard_error(self, made, capsys):
+        made.generate(["a", "b"], GREEDY, use_tqdm=True)
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "2 answers" in err
+
+    def test_an_interrupt_ends_all_of_a_call(self, made):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            made.generate(["hello"] * 6, GREEDY, use_tqdm=interrupt)
+        assert made.generate("hello", GREEDY)[0].outputs[0].token_ids == answer("hello")
+
+
+class TestStops:
+    def test_a_stop_string(self, made):
+        whole = made.tokenizer.decode(answer("hello"))
+        stop = whole[4:6]
+        assert stop not in whole[:5]
+        for keep in (False, True):
+            params = GREEDY.replace(stop=stop, include_stop_str_in_output=keep)
+            [output] = made.generate("hello", params)
+            completion = output.outputs[0]
+            assert completion.text == whole[: 6 if keep else 4]
+            assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
+
+    def test_a_stop_token(self, made):
+        stop = answer("hello")[5]
+        [output] = made.generate("hello", GREEDY.replace(stop_token_ids=[stop]))
+        completion = output.outputs[0]
+        assert completion.token_ids == answer("hello")[: answer("hello").index(stop) + 1]
+        assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
+
+    def test_the_models_end(self):
+        """The end token is in the tokens, not in the text; `ignore_eos` goes on."""
+        end = answer("hello")[5]
+        first = answer("hello").index(end)
+        made = llm(eos_id=end)
+        [stopped, ignored] = made.generate(["hello"] * 2, [GREEDY, GREEDY.replace(ignore_eos=True)])
+        assert stopped.outputs[0].token_ids == answer("hello")[: first + 1]
+        assert stopped.outputs[0].text == tokenizer().decode(answer("hello")[:first])
+        assert (stopped.outputs[0].finish_reason, stopped.outputs[0].stop_reason) == ("stop", None)
+        assert ignored.outputs[0].token_ids == answer("hello")
+
+
+class TestChat:
+    TALK = ({"role": "user", "content": "Hi"},)
+
+    def test_one_conversation(self, made):
+        [output] = made.chat(self.TALK, GREEDY)
+        assert made.tokenizer.decode(output.prompt_token_ids) == "user: Hi\nassistant: "
+        assert output.outputs[0].token_ids == answer("user: Hi\nassistant: ")
+
+    def test_several(self, made):
+        other = [{"role": "system", "content": "S"}, *self.TALK]
+        outputs = made.chat([self.TALK, other], GREEDY)
+        assert outputs[0].outputs[0].token_ids == answer("user: Hi\nassistant: ")
+        assert outputs[1].prompt_token_ids == made.tokenizer.apply_chat_template(other)
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize(
+        ("messages", "error", "match"),
+        [
+            ([], ValueError, "messages is empty"),
+            ("Hi", TypeError, "messages must be a list of"),
+            ({"role": "user", "content": "Hi"}, TypeError, "messages must be a list of"),
+            ([{"role": "user"}], ValueError, "needs role and content"),
+            ([[]], ValueError, "at least one message"),
+            (["Hi"], ValueError, "needs role and content"),
+        ],
+        ids=str,
+    )
+    def test_messages_that_are_none(self, made, messages, error, match):
+        with pytest.raises(error, match=match):
+            made.chat(messages, GREEDY)
+
+    def test_without_a_template(self):
+        words = byte_tokenizer()
+        words.chat_template = None
+        made = LLM((decoder(), words), num_gpu_blocks_override=4)
+        with pytest.raises(ValueError, match="no chat template"):
+            made.chat(self.TALK)
+
+    def test_a_template_that_breaks(self):
+        words = byte_tokenizer()
+        words.chat_template = "{{ 1 / 0 }}"
+        made = LLM((decoder(), words), num_gpu_blocks_override=4)
+        with pytest.raises(ValueError, match="chat template failed"):
+            made.chat(self.TALK)
+
+
+class TestStream:
+    def test_pieces_add_up(self, made):
+        [whole] = made.generate("hello", LONG)
+        outputs = list(made.stream("hello", LONG))
+        assert len(outputs) > 10
+        assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
+        parts = [output.outputs[0] for output in outputs]
+        assert flat(part.token_ids for part in parts) == whole.outputs[0].token_ids
+        assert "".join(part.text for part in parts) == whole.outputs[0].text
+        assert parts[-1].finish_reason == "length"
+
+    def test_interleaved_with_each_other_and_with_generate(self, made):
+        """All share the batch; what is for one never reaches another."""
+        streams = {name: made.stream(name, LONG) for name in ("hello", "b", "xyz")}
+        tokens: dict[str, list[int]] = {name: [] for name in streams}
+        for turn in range(200):
+            if turn == 4:
+                [output] = made.generate("hello", GREEDY)
+                assert output.outputs[0].token_ids == answer("hello")
+            # Some are asked more often than others.
+            for i, (name, stream) in enumerate(list(streams.items())):
+                if turn % (i + 1) == 0:
+                    try:
+                        tokens[name] += next(stream).outputs[0].token_ids
+                    except StopIteration:
+                        del streams[name]
+        assert not streams
+        assert tokens == {name: answer(name, 40) for name in tokens}
+
+    def test_closing_the_iterator_ends_the_request(self, made):
+        stream, other = made.stream("hello", LONG), made.stream("b", LONG)
+        next(stream)
+        first = next(other)
+        assert len(made.engine._scheduler.running) == 2
+        stream.close()
+        assert len(made.engine._scheduler.running) == 1
+        rest = [output.outputs[0].token_ids for output in other]
+        assert first.outputs[0].token_ids + flat(rest) == answer("b", 40)
+
+    def test_leaving_a_loop_ends_the_request(self, made):
+        for output in made.stream("hello", LONG):
+            assert output.outputs
+            break
+
+    def test_nothing_begins_before_the_first_piece(self, made):
+        stream = made.stream("hello", LONG)
+        assert not made.engine.has_work
+        stream.close()
+
+    def test_errors_come_at_once(self, made):
+        with pytest.raises(ValueError, match="prompt is empty"):
+            made.stream("")
+        with pytest.raises(ContextLengthError):
+            made.stream("x" * 500)
+
+    def test_a_request_that_someone_else_took_out(self, made):
+        stream = made.stream("hello", LONG)
+        name = next(stream).request_id
+        made.engine.discard([name])
+        with pytest.raises(RuntimeError, match="taken out of the engine by someone else"):
+            list(stream)
+
+
+class TestRefusals:
+    """Before anything is computed, and nothing of a call that is refused is queued."""
+
+    @pytest.mark.parametrize(
+        ("prompts", "params", "error", "match"),
+        [
+            ("", GREEDY, ValueError, "prompt is empty; give at least one character"),
+            (["a", ""], GREEDY, ValueError, "prompt is empty"),
+            (["a", []], GREEDY, ValueError, "prompt is empty; give at least one token"),
+            ([[1, 256]], GREEDY, ValueError, "token 256 does not exist: the model has 256 tokens"),
+            ([[-1]], GREEDY, ValueError, "token -1 does not exist"),
+            (["a", "b"], [GREEDY], ValueError, "one per prompt; got 1 for 2 prompts"),
+            (["a", "x" * 128], GREEDY, ContextLengthError,
+             "prompt has 128 tokens; the context of 128 tokens leaves room for at most 127"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )  # fmt: skip
+    def test_requests(self, made, prompts, params, error, match):
+        with pytest.raises(error, match=match):
+            made.generate(prompts, params)
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize("prompts", [7, None, [1.5, 2.5], [["a"]], [None]])
+    def test_prompts_of_a_wrong_type(self, made, prompts):
+        with pytest.raises(TypeError, match=r"must be (text, token ids|a list of token ids)"):
+            made.generate(prompts, GREEDY)
+
+    def test_no_room_for_one_request(self):
+        made = llm(num_gpu_blocks_override=2)
+        with pytest.raises(KVCacheFullError, match="need 3 KV-cache pages, but there are 2 of 16"):
+            made.generate("x" * 20, GREEDY.replace(max_tokens=20))
+        assert not made.engine.has_work
+        assert made.generate("x" * 20, GREEDY)[0].finished
+
+    def test_text_without_a_tokenizer(self):
+        made = LLM((decoder(), None), num_gpu_blocks_override=4)
+        with pytest.raises(ValueError, match="has no tokenizer; give prompts as token ids"):
+            made.generate("hello")
+        with pytest.raises(ValueError, match="no tokenizer"):
+            made.chat([{"role": "user", "content": "a"}])
+
+    def test_a_tokenizer_that_does_not_match(self):
+        small = Decoder(DecoderConfig.tiny(vocab_size=200), dtype=jnp.float32)
+        with pytest.raises(ValueError, match="does not match the model: it has 256 tokens, the mo"):
+            LLM((small, byte_tokenizer()))
+
+    @pytest.mark.parametrize(
+        ("fields", "match"),
+        [
+            ({"max_model_len": 513}, "max_model_len must be at most 512"),
+            ({"block_size": 48}, "block_size must be one of"),
+            ({"num_gpu_blocks_override": 0}, "num_gpu_blocks_override must be positive"),
+            ({"dtype": "float32"}, "dtype applies to a model that is loaded"),
+            ({"implementation": "cuda"}, "implementation must be one of .*; got 'cuda'"),
+        ],
+        ids=str,
+    )
+    def test_options(self, fields, match):
+        with pytest.raises(ValueError, match=match):
+            LLM((decoder(), None), **fields)
+
+    def test_an_unknown_option(self):
+        with pytest.raises(TypeError, match="max_len"):
+            LLM((decoder(), None), max_len=7)  # type: ignore[call-arg]
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize("model", [7, None, (1, 2), (1, 2, 3)])
+    def test_what_is_no_model(self, model):
+        with pytest.raises(TypeError, match=r"must be (a name|\(Decoder)"):
+            LLM(model)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The model as a converted directory."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_orbax(folder, decoder(), tokenizer=byte_tokenizer(eos_id=None))
+    return folder
+
+
+class TestLoading:
+    @pytest.mark.parametrize("kind", [str, lambda path: path], ids=["text", "path"])
+    def test_from_a_directory(self, folder, kind):
+        seen = []
+        made = LLM(kind(folder), num_gpu_blocks_override=8, progress=lambda *s: seen.append(s))
+        assert made.generate("hello", GREEDY)[0].outputs[0].token_ids == answer("hello")
+        assert seen[-1][1] == seen[-1][2] > 10
+
+    def test_in_another_dtype(self, folder):
+        made = LLM(folder, dtype="bfloat16", num_gpu_blocks_override=8)
+        assert made.engine.config.dtype == jnp.bfloat16
+        with pytest.raises(ValueError, match=r"dtype must be auto, .*; got 'int3'"):
+            LLM(folder, dtype="int3")
+
+    def test_errors_are_what_is_documented(self, tmp_path):
+        with pytest.raises(CheckpointError, match=r"absent.gguf' does not exist"):
+            LLM(str(tmp_path / "absent.gguf"))
+        (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03")
+        with pytest.raises(CheckpointError, match=r"broken.gguf: truncated or corrupt"):
+            LLM(tmp_path / "broken.gguf")
+        assert issubclass(UnsupportedModelError, CheckpointError)
+        for error in (CheckpointError, ContextLengthError, KVCacheFullError):
+            assert issubclass(error, ValueError)
+
+
+def test_one_thread_may_follow_another(made):
+    """Not at once, but an LLM is not tied to the thread that made it."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(made.generate("hello", GREEDY)[0]))
+    thread.start()
+    thread.join()
+    assert found[0].outputs[0].token_ids == answer("hello")
+
+
+def test_metrics_add_up():
+    made = llm()
+    made.generate(["hello", "b"], GREEDY)
+    metrics = made.engine.metrics
+    assert (metrics.requests, metrics.prompt_tokens, metrics.output_tokens) == (2, 6, 24)
+    assert metrics.compilations_total >= 2
+    known = dataclasses.replace(metrics)
+    made.generate(["hello", "b"], GREEDY)
+    assert made.engine.metrics.compilations_total == known.compilations_total
+
+
+def test_names_of_the_package():
+    assert set(jaxinfer.__all__) <= set(dir(jaxinfer))
+    for name in jaxinfer.__all__:
+        assert getattr(jaxinfer, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'Llm'"):
+        _ = jaxinfer.Llm  # type: ignore[attr-defined]
