@@ -8,8 +8,8 @@ import contextlib
 from collections.abc import Iterator
 
 import jax
-from jax.experimental import pallas as pl
 from jax._src.pallas.mosaic_gpu import core as _mgpu_core
+from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as _mosaic
 from jax.experimental.pallas import mosaic_gpu as _mgpu
 
@@ -73,6 +73,7 @@ __all__ = [
     "tiled_layout",
     "wait_smem_to_gmem",
     "wgmma",
+    "wgmma_add",
     "wgmma_wait",
 ]
 

@@ -25,9 +25,7 @@ LOG2E = math.log2(math.e)
 _MERGE_COLUMNS = 64  # of the head dimension, per CTA of the merge
 _MERGE_GROUP = 4  # pieces whose loads are in flight together
 # Layout inference of the newer semantics finds no layout for the transposed stores used here.
-_COMPILER = plgpu.CompilerParams(
-    approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
-)
+_COMPILER = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,9 +227,7 @@ def _attend_body(
             )
             length = lengths_gmem[request]
             pages = _pages_of(shape, table_gmem, length, request, block)
-            # What a part of a stage held before is finite, if anything was loaded there.
             valid = length - block * shape.config.block
-            valid = lax.select(i >= stages, valid, jnp.int32(shape.config.block))
             _copy_pages(shape, k_gmem, k_smem.at[slot], k_ready.at[slot], head, pages, valid)
 
             @pl.when(i >= stages)
@@ -274,7 +270,8 @@ def _attend_body(
             plgpu.barrier_arrive(k_free.at[slot])
 
             _, within = _tile_of(shape, request, head)
-            logits = _mask(shape, _scaled(shape, logits), block, lengths_gmem[request], within)
+            length = lengths_gmem[request]
+            logits = _mask(shape, _scaled(shape, logits), block, length, within)
             new_peak = jnp.maximum(peak, logits.max(axis=0))
             # A column that has seen no key yet keeps -inf; subtract 0 from it instead.
             safe = jnp.where(new_peak == -jnp.inf, 0.0, new_peak)
@@ -290,6 +287,10 @@ def _attend_body(
             )
             plgpu.commit_smem()
             plgpu.barrier_wait(v_ready.at[slot])
+            valid = length - block * shape.config.block
+            pl.when(valid < shape.config.block)(
+                functools.partial(_zero_values, v_smem.at[slot], valid)
+            )
             acc = plgpu.wgmma_add(acc, v_smem.at[slot].transpose((1, 0)), p_smem.transpose((1, 0)))
             plgpu.barrier_arrive(v_free.at[slot])
 
@@ -333,7 +334,7 @@ def _copy_pages(shape: _Shape, pages_gmem, tile_smem, ready, head, pages, valid)
 
     At the end of a request only the wanted part is copied, rounded up to a power of two: reading
     whole blocks there would cost 3 % of the traffic at a thousand tokens. The rest of the tile
-    keeps what it held; it is masked, but must be finite, since 0 · NaN is NaN.
+    holds anything: logits there are masked, values are zeroed before use.
     """
     part = min(shape.page_size, shape.config.block)
     sizes = [size for size in (16, 32, 64) if size < part] + [part]
@@ -350,6 +351,17 @@ def _copy_pages(shape: _Shape, pages_gmem, tile_smem, ready, head, pages, valid)
             if size != part:
                 chosen &= wanted <= size
             pl.when(chosen)(functools.partial(copy, size))
+
+
+def _zero_values(tile_smem, valid) -> None:
+    """Zero the rows of a block past the request's keys: their weights are 0, but 0 · NaN is NaN."""
+    keys, head_dim = tile_smem.shape
+    for column in range(0, head_dim, 64):
+        part = tile_smem.at[:, pl.ds(column, 64)]
+        values = plgpu.load(part, layout=plgpu.Layout.WGMMA)
+        key = plgpu.broadcasted_iota(jnp.int32, (keys, 64), 0, layout=plgpu.Layout.WGMMA)
+        part[...] = jnp.where(key < valid, values, jnp.zeros_like(values))
+    plgpu.commit_smem()
 
 
 def _scaled(shape: _Shape, logits):
@@ -427,9 +439,7 @@ def _merge_body(
             absent = jnp.where(index < pieces, 0.0, -jnp.inf).astype(jnp.float32)
             lses.append(lse + absent)
             parts.append(
-                plgpu.load(
-                    piece_out.at[piece, columns], layout=plgpu.Layout.WGMMA, optimized=False
-                )
+                plgpu.load(piece_out.at[piece, columns], layout=plgpu.Layout.WGMMA, optimized=False)
             )
         new_peak = functools.reduce(jnp.maximum, lses, peak)
         safe = jnp.where(new_peak == -jnp.inf, 0.0, new_peak)
