@@ -40,6 +40,7 @@ def add_rms_norm(
         ValueError: shapes that do not agree, or `eps` negative.
         TypeError: x and residual of different dtypes.
         NotSupported: the implementation asked for by name cannot serve the call.
+        ExceptionGroup: several were asked for and none can.
 
     Numerics: computed in float32; the sum is rounded to the dtype of `x` before it is normalised.
 
@@ -51,7 +52,7 @@ def add_rms_norm(
     """
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must have shape {x.shape[-1:]}; got {weight.shape}")
-    if eps < 0:
+    if not eps >= 0:
         raise ValueError(f"eps must not be negative; got {eps}")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"residual must have the shape of x {x.shape}; got {residual.shape}")

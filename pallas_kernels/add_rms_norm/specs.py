@@ -50,7 +50,7 @@ def count_bytes(spec: NormSpec) -> int:
 
 def count_flops(spec: NormSpec) -> int:
     """Additions and multiplications; far below the floor by bytes."""
-    return 5 * spec.M * spec.D
+    return (5 if spec.residual else 4) * spec.M * spec.D
 
 
 SPECS: tuple[NormSpec, ...] = (

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -16,7 +17,33 @@ from jaxinfer.pallas_kernels.attention.xla import attention_xla
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, choose
 
+_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
+
+class _Options(TypedDict, total=False):
+    """Keyword arguments of `attention`, for type checkers."""
+
+    scale: float | None
+    is_causal: bool
+    q_offset: Array | int | None
+    query_seq_lengths: Array | None
+    key_value_seq_lengths: Array | None
+    local_window_size: int | tuple[int, int] | None
+    logits_softcap: float | None
+    page_table: Array | None
+    implementation: Implementation
+
+
+@overload
+def attention(
+    query: Array, key: Array, value: Array,
+    *, return_residual: Literal[False] = False, **options: Unpack[_Options],
+) -> Array: ...  # fmt: skip
+@overload
+def attention(
+    query: Array, key: Array, value: Array,
+    *, return_residual: Literal[True], **options: Unpack[_Options],
+) -> tuple[Array, Array]: ...  # fmt: skip
 def attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B S K H"] | Float[Array, "P K p H"],
@@ -69,8 +96,8 @@ def attention(
     Numerics: logits, softmax and accumulation in float32; probabilities are rounded to the
     dtype of the values before they meet them.
 
-    Memory: linear in T and S, except `cudnn` with an offset, which builds a `B·T·S` mask. Pages
-    are copied into `2·B·S·K·H` elements first.
+    Memory: linear in T and S, except `cudnn` with an offset or a window of two sides, which builds
+    a `B·T·S` mask. Pages are copied into `2·B·S·K·H` elements first.
 
     >>> x = jnp.ones((1, 3, 2, 8))
     >>> attention(x, x, x, is_causal=True).shape
@@ -79,19 +106,23 @@ def attention(
     _check(query, key, value, page_table, logits_softcap, scale)
     left, right = _window(local_window_size)
     B = query.shape[0]
+    starts_at_zero = q_offset is None or (isinstance(q_offset, int) and q_offset == 0)
+    if q_offset is None or isinstance(q_offset, int):
+        q_offset = jnp.full((B,), q_offset or 0, jnp.int32)
+    visibility = Visibility(
+        is_causal=is_causal, left=left, right=right,
+        q_offset=_per_row("q_offset", q_offset, B),
+        query_lengths=_per_row("query_seq_lengths", query_seq_lengths, B),
+        key_lengths=_per_row("key_value_seq_lengths", key_value_seq_lengths, B),
+    )  # fmt: skip
     if page_table is not None:
         key, value = gather_pages(key, page_table), gather_pages(value, page_table)
-    offset = jnp.broadcast_to(jnp.asarray(0 if q_offset is None else q_offset, jnp.int32), (B,))
-    visibility = Visibility(
-        is_causal=is_causal, left=left, right=right, q_offset=offset,
-        query_lengths=query_seq_lengths, key_lengths=key_value_seq_lengths,
-    )  # fmt: skip
     arrays = (query, key, value, visibility)
     options = {"logits_softcap": logits_softcap}
     options["scale"] = query.shape[-1] ** -0.5 if scale is None else float(scale)
     device = current_device()
     extra = {
-        "starts_at_zero": q_offset is None or (isinstance(q_offset, int) and q_offset == 0),
+        "starts_at_zero": starts_at_zero,
         "return_residual": return_residual,
         "device": device,
     }
@@ -118,6 +149,8 @@ def _check(query, key, value, page_table, softcap, scale) -> None:
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.ndim != 4:
             raise ValueError(f"{name} must have 4 dimensions; got shape {array.shape}")
+        if array.size == 0:
+            raise ValueError(f"{name} must not be empty; got shape {array.shape}")
     if key.shape != value.shape:
         raise ValueError(f"key and value must have one shape; got {key.shape} and {value.shape}")
     if query.shape[3] != key.shape[3]:
@@ -138,12 +171,27 @@ def _check(query, key, value, page_table, softcap, scale) -> None:
             )
         if not jnp.issubdtype(page_table.dtype, jnp.integer):
             raise TypeError(f"page_table must be integers; got {page_table.dtype}")
+        if page_table.shape[1] == 0:
+            raise ValueError("page_table must name at least one page per row; got M=0")
     if not (query.dtype == key.dtype == value.dtype):
         raise TypeError(
             f"query, key and value must have one dtype; "
             f"got {query.dtype}, {key.dtype}, {value.dtype}"
         )
+    if query.dtype not in _DTYPES:
+        raise TypeError(f"query must be float32, bfloat16 or float16; got {query.dtype}")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"logits_softcap must be positive; got {softcap}")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale}")
+
+
+def _per_row(name: str, values, B: int):
+    """An argument with one integer per row, as int32."""
+    if values is None:
+        return None
+    if jnp.shape(values) != (B,):
+        raise ValueError(f"{name} must have shape [B] with B={B}; got {jnp.shape(values)}")
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers; got {values.dtype}")
+    return values.astype(jnp.int32)

@@ -43,8 +43,9 @@ def attention_flash_attn3(
     lengths = visibility.query_lengths is not None or visibility.key_lengths is not None
     if not starts_at_zero or lengths:
         raise _refuse("q_offset or lengths", "dense calls")
-    # A causal mask there is aligned with the last key, here with the first.
-    if visibility.is_causal and query.shape[1] != key.shape[1]:
+    # Causal masks and windows there are aligned with the last key, here with the first.
+    masked = visibility.is_causal or visibility.left is not None or visibility.right is not None
+    if masked and query.shape[1] != key.shape[1]:
         raise _refuse(f"T={query.shape[1]} with S={key.shape[1]}", "T = S")
     from flash_attn3_jax import flash_mha  # pyright: ignore[reportMissingImports]
 

@@ -41,3 +41,15 @@ class Visibility:
         if self.query_lengths is not None:
             visible &= t[None, :, None] < self.query_lengths[:, None, None]
         return visible
+
+    def clear_padding(self, x: jax.Array) -> jax.Array:
+        """Keys or values `[B, S, K, H]` with zeros past the lengths: a weight of 0 · NaN is NaN."""
+        if self.key_lengths is None:
+            return x
+        held = jnp.arange(x.shape[1]) < self.key_lengths[:, None]
+        return jnp.where(held[:, :, None, None], x, 0)
+
+    def clear_unseen(self, out: jax.Array, num_keys: int) -> jax.Array:
+        """Output `[B, T, N, H]` with zeros in the rows that see none of `num_keys` keys."""
+        mask = self.mask(jnp.arange(out.shape[1]), jnp.arange(num_keys))
+        return jnp.where(mask.any(axis=-1)[:, :, None, None], out, 0)

@@ -20,12 +20,10 @@ def attention_reference(
     Returns:
         Output `[B, T, N, H]` and log-sum-exp `[B, T, N]`, both float32.
     """
-    B, T, N, H = query.shape
+    T, N = query.shape[1:3]
     S, K = key.shape[1:3]
     query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
-    if visibility.key_lengths is not None:  # what lies past them may be anything
-        held = (jnp.arange(S) < visibility.key_lengths[:, None])[:, :, None, None]
-        key, value = jnp.where(held, key, 0), jnp.where(held, value, 0)
+    key, value = visibility.clear_padding(key), visibility.clear_padding(value)
     with jax.default_matmul_precision("highest"):
         key, value = (jnp.repeat(x, N // K, axis=2) for x in (key, value))
         logits = jnp.einsum("btnh,bsnh->bnts", query, key) * scale

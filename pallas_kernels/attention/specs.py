@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,18 +92,39 @@ def make_inputs(spec: AttentionSpec, key: jax.Array) -> tuple[jax.Array, jax.Arr
     )
 
 
+def _visible(spec: AttentionSpec) -> tuple[np.ndarray, np.ndarray]:
+    """First key that each query sees and one past its last, `[B, T]`; equal where it sees none."""
+
+    def per_row(values: tuple[int, ...] | None, default: int) -> np.ndarray:
+        return np.array(values or (default,) * spec.B)[:, None]
+
+    token = np.arange(spec.T)
+    position = per_row(spec.q_offset, 0) + token
+    window = spec.local_window_size
+    left, right = (window, window) if window is None or isinstance(window, int) else window
+    right = 0 if spec.is_causal else right
+    first = 0 * position if left is None else np.maximum(position - left, 0)
+    end = np.broadcast_to(per_row(spec.key_lengths, spec.num_keys), position.shape)
+    if right is not None:
+        end = np.minimum(end, position + right + 1)
+    hidden = token >= per_row(spec.query_lengths, spec.T)
+    return first, np.where(hidden, first, np.maximum(first, end))
+
+
 def count_flops(spec: AttentionSpec) -> int:
-    """Multiply-adds of both products times two; a causal square counts half."""
-    pairs = spec.T * spec.num_keys
-    if spec.is_causal and spec.T == spec.num_keys:
-        pairs //= 2
-    return 4 * spec.B * spec.N * spec.H * pairs
+    """Multiply-adds of both products over the visible pairs of query and key, times two."""
+    first, end = _visible(spec)
+    return 4 * spec.N * spec.H * int((end - first).sum())
 
 
 def count_bytes(spec: AttentionSpec) -> int:
-    """Query, key and value read once, output written once."""
-    rows = 2 * spec.T * spec.N + 2 * spec.num_keys * spec.K
-    return jnp.dtype(spec.dtype).itemsize * spec.B * rows * spec.H
+    """Fewest bytes a call must move: visible keys and values, queries in, all of the output out."""
+    first, end = _visible(spec)
+    seen = end > first  # the keys of a row's queries follow each other without a gap
+    lowest = np.where(seen, first, spec.num_keys).min(axis=1)
+    keys = np.maximum(np.where(seen, end, 0).max(axis=1) - lowest, 0).sum()
+    rows = spec.N * (int(seen.sum()) + spec.B * spec.T) + 2 * spec.K * int(keys)
+    return jnp.dtype(spec.dtype).itemsize * rows * spec.H
 
 
 def _anchor(T: int) -> AttentionSpec:

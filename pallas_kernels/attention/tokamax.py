@@ -42,15 +42,16 @@ def attention_tokamax(
         raise _refuse("q_offset or query_seq_lengths", "dense calls")
     import tokamax  # pyright: ignore[reportMissingImports]
 
-    window = None
     if visibility.left is not None or (visibility.right is not None and not visibility.is_causal):
         raise _refuse("local_window_size", "None")
     try:
         out = tokamax.dot_product_attention(
-            query, key, value, scale=scale, is_causal=visibility.is_causal,
-            key_value_seq_lengths=visibility.key_lengths, local_window_size=window,
+            query, visibility.clear_padding(key), visibility.clear_padding(value), scale=scale,
+            is_causal=visibility.is_causal, key_value_seq_lengths=visibility.key_lengths,
             logits_soft_cap=logits_softcap, implementation="mosaic",
         )  # fmt: skip
     except NotImplementedError as error:
         raise _refuse(f"this call ({error})") from error
+    if visibility.key_lengths is not None:
+        out = visibility.clear_unseen(out, key.shape[1])
     return out, None

@@ -99,6 +99,7 @@ def _query_block(
         (acc, total, peak), _ = lax.scan(step, init, firsts)
     seen = total > 0
     out = acc / jnp.where(seen, total, 1.0)[..., None]
-    lse = jnp.where(seen, jnp.where(seen, peak, 0.0) + jnp.log(jnp.where(seen, total, 1.0)), -jnp.inf)
+    safe_peak, safe_total = jnp.where(seen, peak, 0.0), jnp.where(seen, total, 1.0)
+    lse = jnp.where(seen, safe_peak + jnp.log(safe_total), -jnp.inf)
     out = out.transpose(0, 3, 1, 2, 4).reshape(B, t, K * G, H)
     return out, lse.transpose(0, 3, 1, 2).reshape(B, t, K * G)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -14,8 +15,29 @@ from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choos
 
 MAX_TOKENS = 8
 _NAME = "decode_attention"
+_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
+class _Options(TypedDict, total=False):
+    """Keyword arguments of `decode_attention`, for type checkers."""
+
+    scale: float | None
+    local_window_size: int | tuple[int, int] | None
+    logits_softcap: float | None
+    implementation: Implementation
+    config: Config | None
+
+
+@overload
+def decode_attention(
+    query: Array, k_pages: Array, v_pages: Array, page_table: Array, lengths: Array,
+    *, return_residual: Literal[False] = False, **options: Unpack[_Options],
+) -> Array: ...  # fmt: skip
+@overload
+def decode_attention(
+    query: Array, k_pages: Array, v_pages: Array, page_table: Array, lengths: Array,
+    *, return_residual: Literal[True], **options: Unpack[_Options],
+) -> tuple[Array, Array]: ...  # fmt: skip
 def decode_attention(
     query: Float[Array, "B T N H"],
     k_pages: Float[Array, "P K p H"],
@@ -59,6 +81,7 @@ def decode_attention(
         ValueError: shapes or parameters that do not fit together.
         TypeError: dtypes that differ, or integers where floats are needed.
         NotSupported: the implementation asked for by name cannot serve the call.
+        ExceptionGroup: several were asked for and none can.
 
     Numerics: logits, softmax and accumulation in float32; probabilities are rounded to the
     query's dtype before they meet V (relative RMS error about 2e-3 in bfloat16).
@@ -97,6 +120,12 @@ def _dispatch(query, k_pages, v_pages, page_table, lengths, *, implementation, c
         chosen = config or configs.heuristic_config(
             device, rows=rows, head_dim=query.shape[3], page_size=k_pages.shape[2]
         )
+        needed = chosen.smem_bytes(rows=rows, head_dim=query.shape[3])
+        if needed > device.smem_bytes:
+            raise ValueError(
+                f"config must fit {device.smem_bytes} bytes of shared memory; got {chosen}, which "
+                f"needs {needed}: use fewer stages or a smaller block"
+            )
         return decode_attention_mosaic(*arrays, **options, config=chosen, num_sms=device.num_sms)
 
     candidates = {
@@ -128,6 +157,8 @@ def _check(query, k_pages, v_pages, page_table, lengths, softcap) -> None:
     for name, (array, rank) in ranks.items():
         if array.ndim != rank:
             raise ValueError(f"{name} must have {rank} dimensions; got shape {array.shape}")
+        if array.size == 0:
+            raise ValueError(f"{name} must not be empty; got shape {array.shape}")
     B, T, N, H = query.shape
     if k_pages.shape != v_pages.shape:
         raise ValueError(
@@ -157,12 +188,16 @@ def _check(query, k_pages, v_pages, page_table, lengths, softcap) -> None:
             f"query, k_pages and v_pages must have one dtype; "
             f"got {query.dtype}, {k_pages.dtype}, {v_pages.dtype}"
         )
+    if query.dtype not in _DTYPES:
+        raise TypeError(f"query must be float32, bfloat16 or float16; got {query.dtype}")
     if softcap is not None and not softcap > 0:
         raise ValueError(f"logits_softcap must be positive; got {softcap}")
 
 
 def _left_window(window: int | tuple[int, int] | None) -> int | None:
-    left = window[0] if isinstance(window, tuple) else window
-    if left is not None and left < 0:
+    if window is None:
+        return None
+    left, right = window if isinstance(window, tuple) else (window, window)
+    if left < 0 or right < 0:
         raise ValueError(f"local_window_size must not be negative; got {window}")
     return left

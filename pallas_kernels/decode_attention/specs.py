@@ -101,8 +101,11 @@ def count_bytes(spec: DecodeSpec) -> int:
 
 
 def count_flops(spec: DecodeSpec) -> int:
-    """Multiply-adds of both products, times two."""
-    return 4 * visible_keys(spec) * spec.T * spec.N * spec.H
+    """Multiply-adds of both products over the visible pairs of query and key, times two."""
+    seen = spec.row_lengths()[:, None] - np.arange(spec.T, dtype=np.int64)
+    if spec.local_window_size is not None:
+        seen = np.minimum(seen, spec.local_window_size + 1)
+    return 4 * int(np.maximum(seen, 0).sum()) * spec.N * spec.H
 
 
 def _anchor(B: int, S: int) -> DecodeSpec:

@@ -57,8 +57,9 @@ def rope_kv_write(
 
     Raises:
         ValueError: shapes that do not fit together.
-        TypeError: keys, values and pages of different dtypes.
+        TypeError: keys, values and pages of different dtypes, or tables that are not integers.
         NotSupported: the implementation asked for by name cannot serve the call.
+        ExceptionGroup: several were asked for and none can.
 
     Numerics: the rotation is computed in float32 and rounded once.
 
@@ -71,7 +72,12 @@ def rope_kv_write(
     >>> int(keys[1, 0, 3:5].sum()), int(keys.sum())
     (8, 8)
     """
-    _check(q, k, v, cos, sin, k_pages, v_pages, page_table)
+    _check_ranks(
+        q=(q, 4), k=(k, 4), v=(v, 4), cos=(cos, 3), sin=(sin, 3), k_pages=(k_pages, 4),
+        v_pages=(v_pages, 4), page_table=(page_table, 2), start=(start, 1),
+        num_tokens=(num_tokens, 1),
+    )  # fmt: skip
+    _check(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
     arguments = (
         q, k, v, cos, sin, k_pages, v_pages, page_table,
         start.astype(jnp.int32), num_tokens.astype(jnp.int32),
@@ -100,11 +106,25 @@ def _check_mosaic(q, k) -> None:
     if rows_per_tile(N + K, H) is None:
         raise refuse(f"N + K = {N + K} heads at head_dim {H}", "a multiple of 4 (2 at H = 128)")
     if max(N, K) > 256:
-        raise refuse(f"{N} heads", "at most 256")
+        raise refuse(f"{max(N, K)} heads", "at most 256")
+    most = device.smem_bytes // (2 * H)  # one token's q, k and v lie in shared memory
+    heads = N + 2 * K
+    if heads > most:
+        raise refuse(f"N + 2·K = {heads} heads at head_dim {H}", f"at most {most}")
 
 
-def _check(q, k, v, cos, sin, k_pages, v_pages, page_table) -> None:
+def _check_ranks(**arrays) -> None:
+    for name, (array, rank) in arrays.items():
+        if array.ndim != rank:
+            raise ValueError(f"{name} must have {rank} dimensions; got shape {array.shape}")
+        if array.size == 0:
+            raise ValueError(f"{name} must not be empty; got shape {array.shape}")
+
+
+def _check(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens) -> None:
     B, T, _, H = q.shape
+    if H % 2:
+        raise ValueError(f"head_dim must be even, to be rotated in pairs; got H={H}")
     if k.shape != v.shape or k.shape[:2] != (B, T) or k.shape[3] != H:
         raise ValueError(
             f"k and v must be [B, T, K, H] like q {q.shape}; got {k.shape} and {v.shape}"
@@ -115,11 +135,12 @@ def _check(q, k, v, cos, sin, k_pages, v_pages, page_table) -> None:
         )
     K = k.shape[2]
     if k_pages.shape != v_pages.shape or (k_pages.shape[1], k_pages.shape[3]) != (K, H):
-        raise ValueError(
-            f"pages must be [P, {K}, p, {H}]; got {k_pages.shape} and {v_pages.shape}"
-        )
-    if page_table.shape[0] != B:
-        raise ValueError(f"page_table must have B={B} rows; got {page_table.shape}")
+        raise ValueError(f"pages must be [P, {K}, p, {H}]; got {k_pages.shape} and {v_pages.shape}")
+    for name, array in (("page_table", page_table), ("start", start), ("num_tokens", num_tokens)):
+        if array.shape[0] != B:
+            raise ValueError(f"{name} must have B={B} rows; got {array.shape}")
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise TypeError(f"{name} must be integers; got {array.dtype}")
     if not (k.dtype == v.dtype == k_pages.dtype == v_pages.dtype):
         raise TypeError(
             f"k, v and pages must have one dtype; "
