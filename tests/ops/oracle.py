@@ -67,12 +67,11 @@ def decode_attention(
     rows = []
     for b, length in enumerate(np.asarray(lengths)):
         keys, values = (unpage(x, page_table[b], length)[None] for x in (k_pages, v_pages))
-        rows.append(
-            attention(
-                query[b : b + 1], keys, values, is_causal=True, q_offset=length - query.shape[1],
-                local_window_size=window, **options,
-            )  # fmt: skip
-        )
+        row = attention(
+            query[b : b + 1], keys, values, is_causal=True, q_offset=length - query.shape[1],
+            local_window_size=window, **options,
+        )  # fmt: skip
+        rows.append(row)
     return tuple(np.concatenate(parts) for parts in zip(*rows, strict=True))
 
 

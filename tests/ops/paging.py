@@ -21,3 +21,13 @@ def paged(key, value, *, page_size: int, seed: int = 0, spare: int = 0):
         return jnp.zeros((num_pages, K, page_size, H), x.dtype).at[table].set(x)
 
     return pages(key), pages(value), table
+
+
+def poison(k_pages, v_pages, page_table, lengths):
+    """NaN in every slot that no row uses, and table entries past the lengths that are no pages."""
+    page_size = k_pages.shape[2]
+    slots = np.arange(page_table.shape[1] * page_size).reshape(page_table.shape[1], page_size)
+    used = np.zeros((len(k_pages), page_size), bool)
+    used[np.asarray(page_table)] = slots < np.asarray(lengths)[:, None, None]
+    k_pages, v_pages = (jnp.where(used[:, None, :, None], x, jnp.nan) for x in (k_pages, v_pages))
+    return k_pages, v_pages, jnp.where(slots[:, 0] < lengths[:, None], page_table, 10_000)

@@ -1,11 +1,34 @@
 """The op and its reference, called for a spec."""
 
+import functools
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 
 from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.attention.mask import Visibility
 from jaxinfer.pallas_kernels.attention.reference import attention_reference
 from tests.metrics import assert_close, assert_dtype_close
+
+# Under jit a case compiles once; op by op it would compile forty times.
+_call = jax.jit(
+    attention,
+    static_argnames=(
+        "scale", "is_causal", "local_window_size", "logits_softcap", "return_residual",
+        "implementation",
+    ),
+)  # fmt: skip
+
+
+def xla(*arrays, **options) -> jax.Array:
+    """Output of the plain-JAX implementation; offsets and lengths are arrays."""
+    return _call(*arrays, **options, implementation="xla")
+
+
+def xla_residual(*arrays, **options) -> tuple[jax.Array, jax.Array]:
+    """Output and log-sum-exp of the plain-JAX implementation."""
+    return _call(*arrays, **options, implementation="xla", return_residual=True)
 
 
 def visibility(spec) -> Visibility:
@@ -24,20 +47,23 @@ def visibility(spec) -> Visibility:
 
 def call_reference(spec, arrays):
     """Output and log-sum-exp, float32."""
-    scale = spec.H**-0.5
-    return attention_reference(
-        *arrays, visibility(spec), scale=scale, logits_softcap=spec.logits_softcap
-    )
+    reference = functools.partial(
+        attention_reference, visibility=visibility(spec), scale=spec.H**-0.5,
+        logits_softcap=spec.logits_softcap,
+    )  # fmt: skip
+    return jax.jit(reference)(*arrays)
 
 
 def check(spec, arrays, implementation, *, residual=True) -> None:
     """Fail unless an implementation agrees with the reference."""
     want_out, want_lse = call_reference(spec, arrays)
-    options = spec.options | {"implementation": implementation}
+    options: dict[str, Any] = spec.options | {"implementation": implementation}
     if not residual:
-        assert_dtype_close(attention(*arrays, **options), want_out, spec.dtype, "out")
+        out = _call(*arrays, **options)
+        assert out.dtype == spec.dtype
+        assert_dtype_close(out, want_out, spec.dtype, "out")
         return
-    out, lse = attention(*arrays, **options, return_residual=True)
+    out, lse = _call(*arrays, **options, return_residual=True)
     assert out.dtype == spec.dtype
     assert lse.dtype == jnp.float32
     assert_dtype_close(out, want_out, spec.dtype, "out")

@@ -1,6 +1,6 @@
 """What must hold of `attention` whatever the numbers are."""
 
-import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.attention.merge import merge_attention
 from tests.metrics import assert_close, assert_dtype_close
+from tests.ops.attention.calls import xla, xla_residual
 from tests.ops.cases import normal, same_bits
 from tests.ops.paging import paged
 
-xla = functools.partial(attention, implementation="xla")
+shift = jax.jit(lambda x, first: jnp.roll(x, -first, axis=1))
 
 
 def qkv(T=24, S=24, N=4, K=2, H=16, B=2):
@@ -25,15 +25,17 @@ def qkv(T=24, S=24, N=4, K=2, H=16, B=2):
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 23), max_size=3, unique=True).map(sorted), st.booleans())
 def test_chunked_prefill_equals_whole_prefill(cuts, window):
+    """Chunks padded to one length, as the engine sends them."""
     query, key, value = qkv()
-    options = {"is_causal": True, "local_window_size": 5 if window else None}
-    whole = xla(query, key, value, **options)
-    edges = [0, *cuts, 24]
-    chunks = [
-        xla(query[:, a:b], key, value, q_offset=a, **options)
-        for a, b in zip(edges, edges[1:], strict=False)
-    ]
-    assert_dtype_close(jnp.concatenate(chunks, axis=1), whole, "float32")
+    size = 5 if window else None
+    whole = xla(query, key, value, is_causal=True, local_window_size=size)
+    for a, b in itertools.pairwise([0, *cuts, 24]):
+        chunk = xla(
+            shift(query, a), key, value, is_causal=True, local_window_size=size,
+            q_offset=jnp.full((2,), a), query_seq_lengths=jnp.full((2,), b - a),
+        )  # fmt: skip
+        assert_dtype_close(chunk[:, : b - a], whole[:, a:b], "float32")
+        assert not chunk[:, b - a :].any()
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -41,15 +43,16 @@ def test_chunked_prefill_equals_whole_prefill(cuts, window):
 def test_parts_of_the_keys_merge_to_the_whole(a, b):
     """Three ranges of keys, empty ones too, each attended alone."""
     query, key, value = qkv()
-    want_out, want_lse = xla(query, key, value, return_residual=True)
-    edges = [0, *sorted((a, b)), 24]
+    want_out, want_lse = xla_residual(query, key, value)
     parts = [
-        xla(
-            query, jnp.roll(key, -first, axis=1), jnp.roll(value, -first, axis=1),
-            key_value_seq_lengths=jnp.full((2,), end - first), return_residual=True,
+        xla_residual(
+            query,
+            shift(key, first),
+            shift(value, first),
+            key_value_seq_lengths=jnp.full((2,), end - first),
         )
-        for first, end in zip(edges, edges[1:], strict=False)
-    ]  # fmt: skip
+        for first, end in itertools.pairwise([0, *sorted((a, b)), 24])
+    ]
     out, lse = merge_attention(parts)
     assert_dtype_close(out, want_out, "float32")
     assert_close(lse, want_lse, rms=1e-6, max_abs=1e-5)
@@ -60,10 +63,11 @@ def test_parts_of_the_keys_merge_to_the_whole(a, b):
 def test_pages_of_any_size_in_any_order_change_nothing(page_size, seed):
     query, key, value = qkv()
     lengths = jnp.array([24, 10])
-    options = {"is_causal": True, "key_value_seq_lengths": lengths, "return_residual": True}
-    want = xla(query, key, value, **options)
+    want = xla_residual(query, key, value, is_causal=True, key_value_seq_lengths=lengths)
     k_pages, v_pages, table = paged(key, value, page_size=page_size, seed=seed)
-    got = xla(query, k_pages, v_pages, page_table=table, **options)
+    got = xla_residual(
+        query, k_pages, v_pages, page_table=table, is_causal=True, key_value_seq_lengths=lengths
+    )
     for one, other in zip(got, want, strict=True):
         assert_dtype_close(one, other, "float32")
 
@@ -77,7 +81,8 @@ def test_unused_pages_and_slots_may_hold_anything():
     used[np.asarray(table[0])] = used[int(table[1, 0])] = True
     options = {"page_table": table, "key_value_seq_lengths": lengths}
     clean = xla(query, k_pages, v_pages, **options)
-    k_pages, v_pages = (jnp.where(used[:, None, None, None], x, jnp.nan) for x in (k_pages, v_pages))
+    is_used = used[:, None, None, None]
+    k_pages, v_pages = (jnp.where(is_used, x, jnp.nan) for x in (k_pages, v_pages))
     last = int(table[0, 2])
     k_pages, v_pages = (x.at[last, :, 4:].set(jnp.nan) for x in (k_pages, v_pages))
     same_bits(xla(query, k_pages, v_pages, **options), clean)
@@ -94,9 +99,9 @@ def test_adding_a_constant_to_all_logits_changes_only_the_lse():
     query, key, value = qkv()
     query, key = (jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1) for x in (query, key))
     value = jnp.concatenate([value, jnp.zeros_like(value[..., :1])], axis=-1)
-    base = xla(query, key, value, scale=1.0, return_residual=True)
+    base = xla_residual(query, key, value, scale=1.0)
     query = query.at[..., -1].set(4.0)
-    shifted = xla(query, key, value, scale=1.0, return_residual=True)
+    shifted = xla_residual(query, key, value, scale=1.0)
     assert_dtype_close(shifted[0], base[0], "float32")
     assert_close(shifted[1] - 3.0, base[1], rms=1e-5, max_abs=1e-5)
 
@@ -104,8 +109,8 @@ def test_adding_a_constant_to_all_logits_changes_only_the_lse():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_two_runs_give_equal_bits(dtype):
     arrays = [x.astype(dtype) for x in qkv()]
-    call = jax.jit(functools.partial(xla, is_causal=True, return_residual=True))
-    same_bits(call(*arrays), call(*arrays))
+    first, second = (xla_residual(*arrays, is_causal=True) for _ in range(2))
+    same_bits(first, second)
 
 
 def test_grouped_heads_equal_repeated_ones():

@@ -1,20 +1,15 @@
 """`attention` in plain JAX: blocks, padding, masks, extremes, memory."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.attention.specs import SPECS, AttentionSpec, make_inputs
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
-from tests.ops.attention.calls import check
+from tests.ops.attention.calls import check, xla, xla_residual
 from tests.ops.cases import cases, normal
-
-xla = functools.partial(attention, implementation="xla")
 
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
@@ -62,10 +57,9 @@ def test_extreme_scales(size):
 def test_rows_without_keys_are_zero():
     """Before the first key, past the lengths, and with no keys at all."""
     query, key, value = (normal(i, (3, 4, 2, 8)) for i in range(3))
-    out, lse = xla(
+    out, lse = xla_residual(
         query, key, value, is_causal=True, q_offset=jnp.array([-2, 0, 0]),
         query_seq_lengths=jnp.array([4, 1, 4]), key_value_seq_lengths=jnp.array([4, 4, 0]),
-        return_residual=True,
     )  # fmt: skip
     empty = np.zeros((3, 4), bool)
     empty[0, :2] = empty[1, 1:] = empty[2] = True
@@ -92,26 +86,37 @@ def test_padding_may_hold_anything():
     np.testing.assert_array_equal(np.asarray(dirty), np.asarray(clean))
 
 
-def temporary_bytes(T: int, **options) -> int:
+def temporary_bytes(call, T: int) -> int:
     """Scratch of one compiled call over T tokens."""
     shape = jax.ShapeDtypeStruct((1, T, 2, 64), jnp.bfloat16)
-    call = functools.partial(xla, is_causal=True, **options)
     analysis = jax.jit(call).lower(shape, shape, shape).compile().memory_analysis()
+    assert analysis is not None
     return analysis.temp_size_in_bytes
 
 
-@pytest.mark.parametrize("options", [{}, {"local_window_size": 511}, {"return_residual": True}],
-                         ids=["plain", "window", "residual"])  # fmt: skip
-def test_memory_is_linear(options):
-    small, large = temporary_bytes(16384, **options), temporary_bytes(65536, **options)
+@pytest.mark.parametrize("call", [
+    lambda *qkv: xla(*qkv, is_causal=True),
+    lambda *qkv: xla(*qkv, is_causal=True, local_window_size=511),
+    lambda *qkv: xla_residual(*qkv, is_causal=True),
+], ids=["plain", "window", "residual"])  # fmt: skip
+def test_memory_is_linear(call):
+    small, large = temporary_bytes(call, 16384), temporary_bytes(call, 65536)
     assert large <= 4.5 * small
     assert large < 65536**2 / 8  # scores of the two heads alone are 32 times as large
 
 
 def test_lengths_do_not_recompile():
-    call = jax.jit(functools.partial(xla, is_causal=True))
+    traces = []
+
+    @jax.jit
+    def call(x, lengths):
+        traces.append(1)
+        return xla(
+            x, x, x, is_causal=True, q_offset=lengths, query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+        )  # fmt: skip
+
     x = normal(0, (2, 8, 2, 8))
     for lengths in ([8, 3], [0, 1]):
-        array = jnp.array(lengths)
-        call(x, x, x, q_offset=array, query_seq_lengths=array, key_value_seq_lengths=array)
-    assert call._cache_size() == 1
+        call(x, jnp.array(lengths))
+    assert len(traces) == 1

@@ -1,0 +1,129 @@
+"""The Hopper kernel of `decode_attention`: simulated with race detection, and on the GPU."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.decode_attention.specs import SPECS, DecodeSpec, make_inputs
+from tests.metrics import assert_dtype_close
+from tests.ops.cases import cases, same_bits
+from tests.ops.decode_attention.calls import call_reference, check, check_rounding, op
+from tests.ops.paging import poison
+
+# Two requests over two pages each, two KV heads: segments that two CTAs share.
+SMALL = DecodeSpec(model="small", B=2, S=128, N=4, K=2, H=64, lengths=(100, 70))
+BLOCKS_OF_64 = Config(block=64, stages=2)  # several units, and stages used twice
+
+
+@pytest.mark.parametrize("spec", cases(SPECS, "ci"))
+def test_matches_reference(hopper, spec):
+    arrays = make_inputs(spec, jax.random.key(7))
+    check(spec, hopper.run(op("mosaic", spec), *arrays), call_reference(spec, arrays))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "spec", cases([s for s in SPECS if s.tag == "primary" and s.B * s.S <= 2**18])
+)
+def test_matches_reference_at_model_shapes(hopper_gpu, spec):
+    arrays = make_inputs(spec, jax.random.key(8))
+    got = hopper_gpu.run(op("mosaic", spec), *arrays, num_sms=0)
+    # The reference would gather every key once per query head; one row at a time fits.
+    for b in range(spec.B):
+        row = tuple(x if i in (1, 2) else x[b : b + 1] for i, x in enumerate(arrays))
+        check(spec, tuple(x[b : b + 1] for x in got), call_reference(spec, row))
+
+
+@pytest.mark.parametrize("config", [
+    Config(block=64, stages=2), Config(block=64, stages=3), Config(block=128, stages=2),
+    Config(block=64, stages=2, ctas_per_sm=2),
+], ids=["64x2", "64x3", "128x2", "two-ctas"])  # fmt: skip
+def test_tilings(hopper, config):
+    arrays = make_inputs(SMALL, jax.random.key(9))
+    got = hopper.run(op("mosaic", config=config), *arrays)
+    check(SMALL, got, call_reference(SMALL, arrays))
+
+
+@pytest.mark.parametrize("logits", ["scale 500", "one huge", "all equal"])
+def test_adversarial_logits(hopper, logits):
+    """Weights of one and zero, one key far above the rest, and no difference at all."""
+    query, k_pages, v_pages, table, lengths = make_inputs(SMALL, jax.random.key(10))
+    if logits == "scale 500":
+        signs = jnp.sign(k_pages[..., :1])
+        query, k_pages = jnp.full_like(query, 8), jnp.ones_like(k_pages) * 7.8125 * signs
+    if logits == "one huge":
+        query = jnp.ones_like(query)
+        k_pages = k_pages.at[table[0, 1], :, 35].set(100)  # the last key of row 0: logit 800
+    if logits == "all equal":
+        k_pages = jnp.ones_like(k_pages)
+    arrays = (query, k_pages, v_pages, table, lengths)
+    want = call_reference(SMALL, arrays)
+    got = hopper.run(op("mosaic", config=BLOCKS_OF_64), *arrays)
+    assert_dtype_close(got[0], want[0], SMALL.dtype, "out")
+    # The lse is as large as the logits, so its error is relative to them.
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [(0, 70), (0, 0)])
+def test_empty_rows(hopper, lengths):
+    spec = dataclasses.replace(SMALL, lengths=lengths)
+    out, lse = hopper.run(op("mosaic"), *make_inputs(spec, jax.random.key(11)))
+    empty = np.array(lengths) == 0
+    np.testing.assert_array_equal((np.asarray(out) == 0).all(axis=(1, 2, 3)), empty)
+    np.testing.assert_array_equal(np.isneginf(lse).all(axis=(1, 2)), empty)
+    assert np.isfinite(out).all()
+
+
+def test_pages_in_another_order_give_equal_bits(hopper):
+    query, k_pages, v_pages, table, lengths = make_inputs(SMALL, jax.random.key(12))
+    order = jax.random.permutation(jax.random.key(1), len(k_pages))
+    moved = (k_pages[order], v_pages[order], jnp.argsort(order).astype(jnp.int32)[table])
+    got = hopper.run(op("mosaic"), query, *moved, lengths)
+    same_bits(got, hopper.run(op("mosaic"), query, k_pages, v_pages, table, lengths))
+
+
+@pytest.mark.parametrize("page_size", [16, 128])
+def test_other_page_sizes_give_equal_bits(hopper, page_size):
+    """The keys of a block meet in shared memory in one order, whatever pages they came from."""
+    query, k_pages, v_pages, table, lengths = make_inputs(SMALL, jax.random.key(13))
+    want = hopper.run(op("mosaic"), query, k_pages, v_pages, table, lengths)
+
+    def repage(pages):
+        rows = pages[table].swapaxes(2, 3).reshape(2, 128 // page_size, page_size, 2, 64)
+        return rows.swapaxes(2, 3).reshape(-1, 2, page_size, 64)
+
+    table_of_16 = jnp.arange(2 * 128 // page_size, dtype=jnp.int32).reshape(2, -1)
+    got = hopper.run(op("mosaic"), query, repage(k_pages), repage(v_pages), table_of_16, lengths)
+    same_bits(got, want)
+
+
+@pytest.mark.parametrize("num_sms", [1, 3, 9])
+def test_other_numbers_of_sms_change_only_rounding(hopper, num_sms):
+    """One CTA with everything; cuts within requests; more CTAs than units."""
+    arrays = make_inputs(SMALL, jax.random.key(14))
+    call = op("mosaic", config=BLOCKS_OF_64)
+    check_rounding(
+        SMALL, hopper.run(call, *arrays, num_sms=num_sms), hopper.run(call, *arrays, num_sms=2)
+    )
+
+
+def test_two_runs_give_equal_bits(hopper):
+    arrays = make_inputs(SMALL, jax.random.key(15))
+    same_bits(hopper.run(op("mosaic"), *arrays), hopper.run(op("mosaic"), *arrays))
+
+
+@pytest.mark.parametrize("spec", [
+    SMALL,
+    dataclasses.replace(SMALL, page_size=16, lengths=(100, 3)),
+    dataclasses.replace(SMALL, page_size=128, lengths=(1, 70)),
+], ids=["p64", "p16", "p128"])  # fmt: skip
+def test_unused_pages_and_slots_may_hold_anything(hopper, spec):
+    """NaN there, as another request may have left it, and table entries that are no pages."""
+    query, k_pages, v_pages, table, lengths = make_inputs(spec, jax.random.key(16))
+    want = call_reference(spec, (query, k_pages, v_pages, table, lengths))
+    dirty = poison(k_pages, v_pages, table, lengths)
+    check(spec, hopper.run(op("mosaic"), query, *dirty, lengths), want)

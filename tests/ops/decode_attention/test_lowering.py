@@ -1,0 +1,29 @@
+"""Every spec of `decode_attention` lowers for an H100, on any machine."""
+
+import pytest
+
+from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.decode_attention.specs import SPECS, DecodeSpec, make_inputs
+from tests.ops.cases import cases, shapes_of
+from tests.ops.decode_attention.calls import op
+
+
+@pytest.mark.parametrize("spec", cases(SPECS))
+def test_lowers(h100, spec):
+    text = plgpu.lower_for_cuda(op("mosaic", spec), *shapes_of(make_inputs, spec), spec=h100)
+    assert text.count("custom_call @mosaic_gpu") == 2, "the kernel and its merge"
+
+
+@pytest.mark.parametrize("H", [64, 128, 256])
+def test_the_most_rows_fit(h100, H):
+    spec = DecodeSpec(model="rows", B=2, S=256, N=8, K=1, H=H, T=8, page_size=16)
+    plgpu.lower_for_cuda(op("mosaic"), *shapes_of(make_inputs, spec), spec=h100)
+
+
+@pytest.mark.parametrize("page_size", [16, 32, 64, 128])
+@pytest.mark.parametrize("block", [64, 128])
+def test_page_sizes_and_blocks(h100, page_size, block):
+    spec = DecodeSpec(model="pages", B=2, S=256, N=4, K=1, H=64, page_size=page_size)
+    call = op("mosaic", config=Config(block=block, stages=2))
+    plgpu.lower_for_cuda(call, *shapes_of(make_inputs, spec), spec=h100)
