@@ -46,8 +46,7 @@ def test_truncated_file(fails, tmp_path, size):
     path = write_gguf(tmp_path / "model.gguf")
     path.write_bytes(path.read_bytes()[:size])
     message = fails("generate", "Hi", "--model", str(path))
-    assert "model.gguf" in message
-    assert "truncated" in message
+    assert "model.gguf: truncated or corrupt GGUF file: " in message
 
 
 def test_not_a_model(fails, tmp_path):
@@ -200,12 +199,66 @@ def test_target_that_exists(fails, tiny, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_debug_shows_the_traceback(capsys, tmp_path):
-    assert main(["convert", str(tmp_path / "absent.gguf"), str(tmp_path / "out"), "--debug"]) == 2
-    err = capsys.readouterr().err
+@pytest.fixture
+def files(tmp_path, tiny):
+    """Models by what is wrong with them."""
+    truncated = write_gguf(tmp_path / "truncated.gguf")
+    truncated.write_bytes(truncated.read_bytes()[:-1])
+    kind = gguf.GGMLQuantizationType.IQ2_XXS
+    mismatch = Decoder(DecoderConfig.tiny(vocab_size=200), dtype="float32")
+    save_orbax(tmp_path / "mismatch", mismatch, tokenizer=byte_tokenizer())
+    return {
+        "TINY": tiny,
+        "MISSING": tmp_path / "absent.gguf",
+        "TRUNCATED": truncated,
+        "ARCHITECTURE": write_gguf(tmp_path / "mamba.gguf", architecture="mamba"),
+        "QUANTISATION": write_gguf(tmp_path / "iq2.gguf", kind=kind),
+        "MISMATCH": tmp_path / "mismatch",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("Hi --model MISSING", "CheckpointError"),
+        ("Hi --model TRUNCATED", "CheckpointError"),
+        ("Hi --model ARCHITECTURE", "UnsupportedModelError"),
+        ("Hi --model QUANTISATION", "UnsupportedModelError"),
+        ("Hi --model MISMATCH", "CheckpointError"),
+        (f"{'x' * 600} --raw --model TINY", "ContextLengthError"),
+        (
+            f"{'x' * 200} --raw --model TINY --max-model-len 512 --num-gpu-blocks-override 2",
+            "KVCacheFullError",
+        ),
+        ("  --model TINY", "UsageError"),  # an empty prompt
+        ("Hi --temperature nan --model TINY", "ValueError"),
+        ("Hi --temprature 1 --model TINY", "UsageError"),
+    ],
+)
+def test_debug_shows_the_traceback(arguments, error, files, fails, capsys):
+    """The line is the same; before it comes where it was raised, and as what."""
+    command = ["generate", *(str(files.get(part, part)) for part in arguments.split(" "))]
+    line = fails(*command)
+    assert main([*command, "--progress", "off", "--debug"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
     assert "Traceback (most recent call last)" in err
-    assert "CheckpointError" in err
-    assert err.splitlines()[-1].startswith("error: ")
+    raised = [text for text in err.splitlines() if text.startswith(("jaxinfer.", "ValueError"))]
+    assert error in raised[-1].partition(":")[0]
+    assert err.splitlines()[-1] == f"error: {line}"
+
+
+def test_debug_shows_where_it_was_interrupted(capsys, monkeypatch, tiny, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxinfer.models.decoder.Decoder.from_weights", interrupt)
+    command = ["convert", tiny, str(tmp_path / "out"), "--progress", "off"]
+    assert main(command) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert main([*command, "--debug"]) == 130
+    assert "KeyboardInterrupt" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_errors_of_others_are_named(capsys):
