@@ -33,7 +33,7 @@ class NormSpec:
         return f"{self.model} m{self.M} d{self.D}" + ("" if self.residual else " plain")
 
 
-def make_inputs(spec: NormSpec, key: jax.Array) -> tuple[jax.Array | None, ...]:
+def make_inputs(spec: NormSpec, key: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array]:
     """Random x, residual and weight, in the order of the call."""
     keys = jax.random.split(key, 3)
     shape, dtype = (spec.M, spec.D), jnp.dtype(spec.dtype)

@@ -93,3 +93,10 @@ def rope_kv_write(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_to
             k_pages[int(page_table[b, page]), :, slot] = k[b, t]
             v_pages[int(page_table[b, page]), :, slot] = v[b, t]
     return q, k, k_pages, v_pages
+
+
+def add_rms_norm(x, residual, weight, *, eps):
+    """As the op, without rounding the sum."""
+    x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    total = x if residual is None else x + np.asarray(residual, np.float64)
+    return total / np.sqrt((total**2).mean(axis=-1, keepdims=True) + eps) * weight, total
