@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from typing import Any
+from typing import Any, cast
 
 MAX_LOGPROBS = 20
 
@@ -97,6 +97,7 @@ class SamplingParams:
             if not _is_int(value) and (kind is int or not isinstance(value, float)):
                 what = "an integer" if kind is int else "a number"
                 raise TypeError(f"{name} must be {what}; got {value!r}")
+            value = cast("float", value)
             if not math.isfinite(value) or not low <= value <= high:
                 span = f"at least {low:g}" if high == none else f"between {low:g} and {high:g}"
                 raise ValueError(f"{name} must be {span}; got {value!r}")

@@ -53,7 +53,7 @@ class Runner:
         self._weights, self._structure = jax.tree.flatten(model)
         self._num_pages, self._page_size, self._dtype = num_pages, page_size, dtype
         self._buckets, self._implementation = buckets, implementation
-        self._pages = self._new_pages()
+        self._pages: Pages = self._new_pages()
         self._state: DecodeState | None = None
         self.programs = 0  # traced so far, that is, compiled
         self._decoders: set[tuple[int, int, SamplingFlags]] = set()  # rows, table width, flags

@@ -86,8 +86,9 @@ def prompts(count: int, *, longest: int = 24) -> list[list[int]]:
 _compiled = 0
 
 
-def _on_duration(event: str, _: float, **__: object) -> None:
+def _on_duration(event: str, duration_secs: float, **_: str | int) -> None:
     global _compiled
+    del duration_secs
     _compiled += event == "/jax/core/compile/backend_compile_duration"
 
 

@@ -21,11 +21,12 @@ def test_too_large():
         round_up(101, lowest=1, highest=100)
 
 
-SIZES = {"max_num_seqs": 6, "max_num_batched_tokens": 100, "table_width": 11}
+def make(**flags: bool) -> Buckets:
+    return Buckets(max_num_seqs=6, max_num_batched_tokens=100, table_width=11, **flags)
 
 
 def test_few_shapes_hold_all_calls():
-    buckets = Buckets(**SIZES)
+    buckets = make()
     assert {buckets.rows(n) for n in range(1, 7)} == {1, 2, 4, 6}
     assert {buckets.prefill_tokens(n) for n in range(1, 101)} == {16, 32, 64, 100}
     assert {buckets.width(n) for n in range(12)} == {4, 8, 11}
@@ -34,7 +35,7 @@ def test_few_shapes_hold_all_calls():
 
 @given(count=st.integers(1, 100), tokens=st.integers(1, 100))
 def test_padded_prefills_stay_within_the_budget(count, tokens):
-    buckets = Buckets(**SIZES)
+    buckets = make()
     width = buckets.prefill_tokens(tokens)
     fit = max(100 // width, 1)
     rows = buckets.prefill_rows(min(count, fit), width)
@@ -43,13 +44,13 @@ def test_padded_prefills_stay_within_the_budget(count, tokens):
 
 def test_fixed_shapes():
     """Nothing that another request does changes them."""
-    buckets = Buckets(**SIZES, fixed=True)
+    buckets = make(fixed=True)
     assert {buckets.rows(n) for n in range(1, 7)} == {6}
     assert {buckets.width(n) for n in range(12)} == {11}
 
 
 def test_whole_tables():
-    buckets = Buckets(**SIZES, full_tables=True)
+    buckets = make(full_tables=True)
     assert {buckets.width(n) for n in range(12)} == {11}
     assert {buckets.rows(n) for n in range(1, 7)} == {1, 2, 4, 6}
 

@@ -424,7 +424,7 @@ def test_a_name_must_be_free():
 @pytest.mark.parametrize("name", ["max_model_len", "num_pages", "page_size", "steps_per_sync"])
 def test_sizes_must_be_positive(name):
     with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
-        engine(**{name: 0})
+        engine(**{name: 0})  # type: ignore[arg-type]
 
 
 def test_invariants_are_checked_where_the_environment_says_so(monkeypatch):

@@ -12,7 +12,7 @@ from jaxinfer.llm import LLM
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.functions import forward
 from jaxinfer.sampling_params import SamplingParams
-from tests.engine.small import decoder, engine, llm
+from tests.engine.small import decoder, engine, llm, tokenizer
 
 
 def log_softmax(scores) -> np.ndarray:
@@ -96,6 +96,7 @@ def test_of_an_answer(count):
 def test_of_a_prompt(chunk):
     """Also where the prompt is computed in several chunks; the first token has none."""
     prompt = [(11 * i) % 250 for i in range(41)]
+    words = tokenizer()
     made = shared() if chunk == 64 else llm(max_num_batched_tokens=chunk)
     [output] = made.generate(
         [prompt], SamplingParams(temperature=0, prompt_logprobs=2, max_tokens=2)
@@ -107,7 +108,7 @@ def test_of_a_prompt(chunk):
     for i, entry in enumerate(output.prompt_logprobs[1:]):
         assert entry is not None
         assert_entry(entry, prompt[i + 1], want[i], 2)
-        assert entry[prompt[i + 1]].decoded_token == made.tokenizer.token(prompt[i + 1])
+        assert entry[prompt[i + 1]].decoded_token == words.token(prompt[i + 1])
     assert output.outputs[0].logprobs is None
     assert output.outputs[0].cumulative_logprob is None
 

@@ -203,7 +203,7 @@ def test_tokens_that_are_impossible_are_never_drawn():
     scores = np.full((64, V), -np.inf, np.float32)
     scores[:, 5] = -1000.0
     for fields in ({}, {"top_p": 0.5}, {"top_k": 3}, {"min_p": 0.5}, {"temperature": 1e-4}):
-        rows = [row(SamplingParams(**fields), key=request_key(i)) for i in range(64)]
+        rows = [row(SamplingParams.from_dict(fields), key=request_key(i)) for i in range(64)]
         assert set(draw(scores, [*rows])[0].tolist()) == {5}
 
 

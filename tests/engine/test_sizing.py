@@ -1,5 +1,7 @@
 """Sizes that are chosen, and sizes that are refused."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -30,10 +32,8 @@ def gpu(monkeypatch):
     def with_room_for(pages: float, stats: dict | None = None):
         activations = 4 * 4096 * (2 * 128 + 8 * 64) + 16 * 64 * 256
         limit = 1000 + activations + int(pages * PAGE)
-        device = type("Device", (), {})()
-        device.memory_stats = lambda: (
-            {"bytes_limit": limit, "bytes_in_use": 1000} if stats is None else stats
-        )
+        known = {"bytes_limit": limit, "bytes_in_use": 1000} if stats is None else stats
+        device = types.SimpleNamespace(memory_stats=lambda: known)
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         monkeypatch.setattr(jax, "local_devices", lambda: [device])
 

@@ -127,17 +127,15 @@ def write_model(
     extra_tensors: dict[str, np.ndarray] | None = None,
     without: tuple[str, ...] = (),
     tokenizer: dict[str, Any] | None = None,
+    fields: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> Path:
-    """A model's file; `overrides` (dots as double underscores) replace fields, None removes one."""
+    """A model's file. `fields`, and `overrides` (`a__b` for `a.b`), replace; None removes."""
     architecture = ARCHITECTURES[name]
     changed = {key.replace("__", "."): value for key, value in overrides.items()}
-    fields = {
-        f"{architecture}.{key}": value
-        for key, value in (metadata(name) | changed).items()
-        if value is not None
-    }
+    every = metadata(name) | changed | (fields or {})
+    stored = {f"{architecture}.{key}": v for key, v in every.items() if v is not None}
     tensors = stored_tensors(name) | (extra_tensors or {})
     for key in without:
         del tensors[key]
-    return write(path, fields | (tokenizer or {}), tensors, architecture=architecture)
+    return write(path, stored | (tokenizer or {}), tensors, architecture=architecture)

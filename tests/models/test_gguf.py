@@ -241,7 +241,7 @@ class TestDamage:
         "field", [key for key in metadata("llama") if "length" in key or "count" in key]
     )
     def test_a_size_of_zero(self, field, tmp_path):
-        path = write_model(tmp_path / "model.gguf", "llama", **{field.replace(".", "__"): 0})
+        path = write_model(tmp_path / "model.gguf", "llama", fields={field: 0})
         with pytest.raises(CheckpointError, match=r"model\.gguf: "):
             load_model(open_checkpoint(path))
 
@@ -251,7 +251,7 @@ class TestDamage:
          "attention.head_count", "attention.layer_norm_rms_epsilon"],
     )  # fmt: skip
     def test_a_field_that_is_missing(self, field, tmp_path):
-        path = write_model(tmp_path / "model.gguf", "llama", **{field.replace(".", "__"): None})
+        path = write_model(tmp_path / "model.gguf", "llama", fields={field: None})
         self.refused(path, f"metadata 'llama.{field}' is missing")
 
     def test_no_architecture(self, tmp_path):
