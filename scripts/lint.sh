@@ -13,8 +13,8 @@ check() {
 check ruff check --quiet .
 check ruff format --check --quiet .
 check pyright
-check python -m pytest -q --doctest-modules jaxinfer
-check python scripts/doctest_markdown.py README.md docs
+check python -m pytest -q --doctest-modules jaxinfer bench
+check python scripts/doctest_markdown.py README.md CONTRIBUTING.md docs
 
 if (( ${#failed[@]} )); then
   printf 'failed: %s\n' "${failed[@]}" >&2
