@@ -37,7 +37,9 @@ echo "Installing jaxinfer into $venv${gpu:+ with JAX for ${gpu#,}} (a minute or 
 log=$venv/pip.log
 if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input "${what[@]}" \
     >"$log" 2>&1 </dev/null; then
-  reason=$(grep -i '^error' "$log" | tail -n 1 || true)
+  # pip's own verdict is in capitals; where a build failed, it is indented.
+  reason=$(grep -E '^ *(ERROR|[A-Za-z]*Error): ' "$log" | tail -n 1 | sed -E 's/^ *(ERROR: )?//' || true)
+  [[ $reason == "No matching distribution"* ]] && reason+="; can a package index be reached?"
   echo "error: pip could not install jaxinfer: ${reason:-see the log} (all of it: $log)" >&2
   exit 1
 fi
