@@ -37,6 +37,8 @@ SPM = [
     *((f"<0x{byte:02X}>", BYTE, 0) for byte in range(256)),
     ("▁the", NORMAL, -1), ("▁t", NORMAL, -2), ("he", NORMAL, -3), ("▁th", NORMAL, -4),
     ("hel", NORMAL, -5), ("lo", NORMAL, -6), ("hello", NORMAL, -7), ("▁hello", NORMAL, -8),
+    # Pairs that overlap: the better score decides.
+    ("el", NORMAL, -2.5), ("le", NORMAL, -3.5), ("ol", NORMAL, -4.5), ("ll", NORMAL, -5.5),
     *((char, NORMAL, -20 - i) for i, char in enumerate("▁thelo wrd")if char != " "),
 ]  # fmt: skip
 
