@@ -84,7 +84,7 @@ def test_preemption_prefers_the_oldest():
 
 
 def test_late_arrivals_change_nothing():
-    made = engine()
+    made = usual()
     names, tokens = [], {}
     pairs = list(zip(prompts(9), mixed(9), strict=True))
     while pairs or made.has_work:
@@ -184,12 +184,18 @@ def test_ended_rows_stay_until_a_narrower_step_pays():
     assert generate(made, prompts(8), params) == first
 
 
+@functools.cache
+def usual() -> Engine:
+    """One engine of the usual sizes for tests that leave it idle, so that little is compiled."""
+    return engine()
+
+
 @pytest.mark.parametrize("where", ["prefill", "decode", "set_rows", "set_tables"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_an_exception_anywhere_loses_nothing(where, error):
+def test_an_exception_anywhere_loses_nothing(where, error, monkeypatch):
     """At each of the first calls in turn, before it or with the pages taken along."""
     want = one_by_one(5)
-    made = engine()
+    made = usual()
     real = getattr(made.runner, where)
     for fatal in range(6):
         calls = itertools.count()
@@ -202,7 +208,7 @@ def test_an_exception_anywhere_loses_nothing(where, error):
                 raise error("now")
             return real(*args, **kwargs)
 
-        setattr(made.runner, where, failing)
+        monkeypatch.setattr(made.runner, where, failing)
         names = [made.add_request(p, s) for p, s in zip(prompts(5), mixed(5), strict=True)]
         tokens: dict[str, list[int]] = {name: [] for name in names}
         raised = 0
@@ -223,7 +229,7 @@ def test_an_exception_anywhere_loses_nothing(where, error):
 def test_an_exception_while_tokens_are_taken(monkeypatch):
     """The tokens taken before it are kept, the others are computed again."""
     want = one_by_one(4)
-    made = engine()
+    made = usual()
     take, calls = made._take, itertools.count()
 
     def failing(*args):
@@ -392,16 +398,27 @@ BAD = [
 ]
 
 
+@functools.cache
+def _small() -> Engine:
+    """One engine for all refusals, so that little is compiled."""
+    return engine(num_pages=2, max_model_len=48)
+
+
+@functools.cache
+def _plain_answer() -> list[int]:
+    return generate(engine(), [[1, 2, 3]], [GREEDY])[0]
+
+
 @pytest.mark.parametrize(("prompt", "fields", "error", "message"), BAD, ids=[b[3] for b in BAD])
 def test_bad_requests_are_refused_and_others_go_on(prompt, fields, error, message):
-    made = engine(num_pages=2, max_model_len=48)
+    made = _small()
     name = made.add_request([1, 2, 3], GREEDY)
     made.step()
     with pytest.raises(error, match=message):
         made.add_request(prompt, GREEDY.replace(**fields))
     with pytest.raises(error, match=message):
         made.check_request(prompt, GREEDY.replace(**fields))
-    assert run(made)[name][0] == generate(engine(), [[1, 2, 3]], [GREEDY])[0][1:]
+    assert run(made)[name][0] == _plain_answer()[1:]
 
 
 @pytest.mark.usefixtures("unchecked")
