@@ -1,0 +1,107 @@
+"""The command line of the benchmarks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import plot, rows, tables
+from bench.cli import main
+from bench.registry import OPS
+from jaxinfer.pallas_kernels.device import CPU, use_device
+from tests.bench.test_rows import KEYS
+from tests.paths import REPOSITORY
+
+
+def test_list_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "list"],
+        capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=120,
+    )  # fmt: skip
+    heads = [line for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert heads == list(OPS)
+    assert "llama-3-8b b1 s1024" in done.stdout
+    assert "\n  ci " not in done.stdout
+
+
+def test_list_of_one_op(capsys):
+    assert main(["list", "--op", "add_rms_norm"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "add_rms_norm"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("list --op atention", "error: unknown op 'atention'; did you mean 'attention'?"),
+        ("run --op rope_kv_writ", "did you mean 'rope_kv_write'?"),
+        ("run --op add_rms_norm --case nobody", "no case of add_rms_norm has tag 'primary'"),
+        ("run --op add_rms_norm --tag ci --impl xl", "did you mean 'xla'?"),
+        ("plot --op e2e_decod", "did you mean 'e2e_decode'?"),
+    ],
+)
+def test_wrong_arguments_end_with_2_and_one_line(arguments, message, capsys):
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+
+
+def test_an_option_that_does_not_exist_ends_with_2(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--ops", "attention"])
+    assert ended.value.code == 2
+
+
+def run_small(*more: str) -> int:
+    """Measure the smallest case of `add_rms_norm` with XLA."""
+    arguments = "run --op add_rms_norm --tag ci --impl dispatch,xla --repeats 2 --commit 1234567"
+    return main([*arguments.split(), "--case", "m1", *more])
+
+
+def test_run_writes_rows_to_a_file(tmp_path, capsys):
+    path = tmp_path / "out.json"
+    assert run_small("--json", str(path)) == 0
+    assert run_small("--json", str(path)) == 0
+    saved = json.loads(path.read_text())
+    assert [row["implementation"] for row in saved] == ["dispatch", "xla"], "replaced, not doubled"
+    assert all(set(KEYS) <= set(row) for row in saved)
+    assert {row["commit"] for row in saved} == {"1234567"}
+    assert "dispatch (" in capsys.readouterr().out
+
+
+def test_run_saves_under_the_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    assert run_small("--save") == 0
+    (path,) = tmp_path.glob("*/add_rms_norm.json")
+    assert {row["case"] for row in json.loads(path.read_text())} == {"ci m1 d128"}
+
+
+def test_what_is_not_supported_is_no_failure(capsys):
+    with use_device(CPU):
+        assert run_small("--impl", "mosaic") == 0
+    shown = capsys.readouterr()
+    assert "mosaic: not supported: add_rms_norm[mosaic] does not support device 'cpu'" in shown.err
+    assert len(shown.out.splitlines()) == 2, "device and columns, no row"
+
+
+def test_tables_check_says_what_is_out_of_date(monkeypatch, capsys):
+    asked = []
+
+    def update_all(*, write):
+        asked.append(write)
+        return [Path("README.md")]
+
+    monkeypatch.setattr(tables, "update_all", update_all)
+    assert main(["tables", "--check"]) == 1
+    assert main(["tables"]) == 0
+    assert asked == [False, True]
+    assert capsys.readouterr().out == "README.md: out of date\nREADME.md: written\n"
+
+
+def test_plot_prints_what_it_drew(monkeypatch, capsys):
+    monkeypatch.setattr(plot, "plot_all", lambda op, out: [out / f"{op}.svg"])
+    assert main(["plot", "--op", "attention", "--out", "pictures"]) == 0
+    assert capsys.readouterr().out == "pictures/attention.svg\n"

@@ -1,0 +1,102 @@
+"""The clock, on a CPU; and how kernels are summed, with made-up kernels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bench import timing
+from bench.case import Implementation
+from bench.timing import time_calls
+from jaxinfer.pallas_kernels.device import CPU, use_device
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu():
+    """The wall clock, whatever the machine has."""
+    with use_device(CPU):
+        yield
+
+
+def test_times_and_result_of_a_plain_function():
+    traced = []
+
+    def call(x):
+        traced.append(x)
+        return 2 * x
+
+    measured = time_calls(Implementation(call=call), (jnp.arange(4.0),), repeats=5)
+    assert len(measured.times_us) == 5
+    assert min(measured.times_us) > 0
+    assert measured.compile_s > 0
+    assert len(traced) == 1, "compiled once"
+    np.testing.assert_array_equal(measured.result, [0, 2, 4, 6])
+
+
+def test_donated_arguments_are_renewed_and_the_first_result_is_kept():
+    seen = []
+
+    def renew(arrays, result):
+        seen.append(float(result[1][0]))
+        return arrays[0], result[1]
+
+    implementation = Implementation(
+        call=lambda x, pool: (x.sum(), pool + x), donate=(1,), renew=renew
+    )
+    inputs = jnp.ones(3), jnp.zeros(3)
+    measured = time_calls(implementation, inputs, repeats=3)
+    assert inputs[1].is_deleted()
+    assert not inputs[0].is_deleted()
+    assert seen == [1, 2, 3, 4], "each call takes the pool of the one before"
+    np.testing.assert_array_equal(measured.result[1], [1, 1, 1])
+
+
+def test_donation_without_renewal_fails_instead_of_timing_garbage():
+    implementation = Implementation(call=lambda pool: pool + 1, donate=(0,))
+    with pytest.raises((RuntimeError, ValueError), match="deleted"):
+        time_calls(implementation, (jnp.zeros(3),), repeats=2)
+
+
+def test_what_counts_as_the_result_is_the_implementations_to_say():
+    implementation = Implementation(call=lambda x: (x, x + 1), result=lambda pair: pair[1])
+    assert float(time_calls(implementation, (jnp.float32(1),), repeats=1).result) == 2
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """A clock that reads made-up kernels: for the read between calls, then for all calls."""
+    monkeypatch.setattr(timing, "_FLUSH_BYTES", 16)
+
+    def read(*answers):
+        left = list(answers)
+
+        def fake(run):
+            jax.block_until_ready(run())
+            return left.pop(0)
+
+        monkeypatch.setattr(timing, "_kernels", fake)
+        caller = timing._Caller(lambda: jnp.ones(()), lambda inputs, _: inputs, ())
+        return timing._kernel_times(caller, 2)
+
+    return read
+
+
+FLUSH = [("flush", 1.0)]
+
+
+def test_kernels_of_a_call_are_summed_without_those_between(kernels):
+    calls = [*FLUSH, ("a", 0.002), ("b", 0.003), *FLUSH, ("a", 0.004), ("b", 0.005)]
+    assert kernels(FLUSH, calls) == pytest.approx([5.0, 9.0])
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        ([*FLUSH, ("a", 1.0), *FLUSH], "3 kernels in 2 calls"),
+        ([*FLUSH, *FLUSH], "2 kernels in 2 calls"),
+        ([*FLUSH, ("a", 1.0), *FLUSH, ("b", 1.0)], "another order"),
+    ],
+)
+def test_kernels_that_cannot_be_told_apart_are_an_error(kernels, calls, message):
+    with pytest.raises(RuntimeError, match=message):
+        kernels(FLUSH, calls)

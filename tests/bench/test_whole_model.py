@@ -1,0 +1,62 @@
+"""The end-to-end benchmarks, with a tiny model in the place of a real one."""
+
+import numpy as np
+import pytest
+
+from bench import whole_model
+from bench.case import WrongResult
+from bench.cases.e2e_decode import DecodeCase
+from bench.cases.e2e_prefill import PrefillCase
+from bench.whole_model import Progress, check_runner
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.pallas_kernels.device import current_device
+from jaxinfer.pallas_kernels.dispatch import NotSupported
+
+_HELD = (
+    whole_model.model_of, whole_model.engine_of, whole_model.plain_of, whole_model.check_runner,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny():
+    """A model named tiny; nothing of it is kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(whole_model.MODELS, "tiny", DecoderConfig.tiny)
+        yield
+    for held in _HELD:
+        held.cache_clear()
+
+
+@pytest.mark.parametrize("runner", ["xla", "plain_xla"])
+@pytest.mark.parametrize(
+    ("case", "tokens"),
+    [(PrefillCase(model="tiny", T=64), 64), (DecodeCase(model="tiny", B=2, S=80, rows=2), 2)],
+    ids=["prefill", "decode"],
+)
+def test_a_case_is_checked_and_timed(case, tokens, runner):
+    measured = case.measure(runner, repeats=1)
+    assert measured.median_us > 0
+    assert measured.compile_s > 0
+    assert 0 <= measured.rel_rms < 2e-2
+    rate = tokens * 1e6 / measured.median_us
+    assert measured.extra["tokens_per_s"] == pytest.approx(rate, rel=1e-6)
+
+
+def test_cudnn_needs_a_gpu():
+    if current_device().platform == "gpu":
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(NotSupported, match="plain_cudnn"):
+        check_runner("tiny", "plain_cudnn")
+
+
+def test_a_runner_with_wrong_logits_is_refused(monkeypatch):
+    right = np.ones((2, 8))
+    monkeypatch.setattr(whole_model, "_plain_logits", lambda *_: [right, right])
+    monkeypatch.setattr(whole_model, "_our_logits", lambda *_: [right, 1.1 * right])
+    with pytest.raises(WrongResult, match=r"logits differ by 1\.0e-01"):
+        check_runner.__wrapped__("tiny", "xla")
+
+
+def test_time_per_token_leaves_out_the_first_ones():
+    progress = Progress(events=[(1.0, 1), (5.0, 9), (6.0, 17), (8.0, 25)])
+    assert progress.us_per_token(skip=8) == pytest.approx(3.0 / 16 * 1e6)
