@@ -27,7 +27,11 @@ def load(op: str, device_key: str) -> dict[str, dict[str, Any]]:
         content = json.loads(file.read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"format must be {FORMAT}; got {content['format']}")
-        return dict(content["entries"])
+        entries = dict(content["entries"])
+        for key, entry in entries.items():
+            if not isinstance(entry, dict):
+                raise ValueError(f"entry {key!r} must be an object; got {entry!r}")
+        return entries
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("ignoring tuning data %s (%s); heuristics decide", file, error)
         return {}
