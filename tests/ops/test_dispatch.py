@@ -1,0 +1,179 @@
+"""How an implementation is chosen, and what is said about it."""
+
+import logging
+
+import pytest
+
+from jaxinfer.pallas_kernels import dispatch
+from jaxinfer.pallas_kernels.dispatch import (
+    Choice,
+    NotSupported,
+    choices,
+    choose,
+    explain,
+    force_implementation,
+)
+
+
+def refuse(name, argument="anything"):
+    def thunk():
+        raise NotSupported("op", name, argument, "nothing")
+
+    return thunk
+
+
+CANDIDATES = {"good": lambda: "good", "fine": lambda: "fine", "bad": refuse("bad"),
+              "worse": refuse("worse")}  # fmt: skip
+
+
+def pick(implementation=None, preferred=("bad", "good", "fine")):
+    return choose("op", implementation, CANDIDATES, preferred)
+
+
+@pytest.fixture(autouse=True)
+def nothing_logged_yet(monkeypatch):
+    monkeypatch.setattr(dispatch, "_logged", set())
+    monkeypatch.setattr(dispatch, "_choices", {})
+
+
+@pytest.mark.parametrize(("implementation", "expected"), [
+    (None, "good"), ("fine", "fine"), (["fine", "good"], "fine"),
+    (("bad", "worse", "fine"), "fine"),
+], ids=str)  # fmt: skip
+def test_the_first_that_can_serve_is_taken(implementation, expected):
+    assert pick(implementation) == expected
+    assert choices()["op"].implementation == expected
+
+
+@pytest.mark.parametrize("one", ["bad", ["bad"]], ids=str)
+def test_the_only_one_named_says_why_not(one):
+    with pytest.raises(NotSupported, match=r"^op\[bad\] does not support anything; supported:"):
+        pick(one)
+    assert choices() == {}
+
+
+def test_none_of_several_can_serve():
+    with pytest.raises(ExceptionGroup, match="op: no implementation can serve this call") as error:
+        pick(None, preferred=("bad", "worse"))
+    assert [str(reason)[:8] for reason in error.value.exceptions] == ["op[bad] ", "op[worse"]
+
+
+@pytest.mark.parametrize("unknown", ["x", ["good", "x"], []], ids=str)
+def test_unknown_names_are_refused_before_anything_runs(unknown):
+    ran = []
+    candidates = {"good": lambda: ran.append(1)}
+    message = r"implementation of op must be among \['good'\]; got"
+    with pytest.raises(ValueError, match=message):
+        choose("op", unknown, candidates, ("good",))
+    assert not ran
+
+
+def test_other_errors_are_not_swallowed():
+    def broken():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        choose("op", None, {"broken": broken, **CANDIDATES}, ("broken", "good"))
+
+
+def test_not_supported_carries_its_parts():
+    error = NotSupported("op", "bad", "H = 3")
+    assert isinstance(error, NotImplementedError)
+    assert (error.op, error.implementation) == ("op", "bad")
+    assert (error.argument, error.nearest) == ("H = 3", "")
+    assert str(error) == "op[bad] does not support H = 3"
+
+
+def test_the_choice_names_what_was_passed_over():
+    pick()
+    reason = "op[bad] does not support anything; supported: nothing"
+    assert choices() == {"op": Choice(op="op", implementation="good", passed_over=(reason,))}
+
+
+def test_choices_are_a_copy():
+    pick()
+    choices().clear()
+    assert "op" in choices()
+
+
+def test_each_reason_is_logged_once(caplog):
+    caplog.set_level(logging.INFO, "jaxinfer")
+    for _ in range(3):
+        pick()
+    choose("op", None, {"bad": refuse("bad", "this"), "good": lambda: 1}, ("bad", "good"))
+    assert caplog.messages == [
+        "op[bad] does not support anything; supported: nothing; using good",
+        "op[bad] does not support this; supported: nothing; using good",
+    ]
+
+
+def test_force_acts_on_calls_that_name_nothing():
+    with force_implementation("fine"):
+        assert pick() == "fine"
+        assert pick("good") == "good"
+    assert pick() == "good"
+
+
+def test_the_innermost_force_counts_and_ends_with_its_block():
+    with force_implementation("good"):
+        with force_implementation("fine"):
+            assert pick() == "fine"
+        assert pick() == "good"
+        with pytest.raises(ZeroDivisionError), force_implementation("fine"):
+            raise ZeroDivisionError
+        assert pick() == "good"
+
+
+def test_force_of_one_op_leaves_the_others():
+    with force_implementation("fine", op="another"):
+        assert pick() == "good"
+    with force_implementation("fine", op="op"):
+        assert pick() == "fine"
+
+
+def test_an_op_without_the_forced_implementation_keeps_its_own():
+    with force_implementation("fine"), force_implementation("elsewhere"):
+        assert pick() == "fine"
+    with force_implementation("elsewhere"):
+        assert pick() == "good"
+
+
+def test_a_forced_one_that_cannot_serve_says_why():
+    with force_implementation("bad"), pytest.raises(NotSupported):
+        pick()
+
+
+def test_explain_asks_every_implementation():
+    with explain() as verdicts:
+        assert pick() == "good"
+    told = [(v.implementation, v.rank, bool(v.reason), v.certain) for v in verdicts]
+    assert told == [
+        ("bad", 0, True, True), ("good", 1, False, True), ("fine", 2, False, True),
+        ("worse", None, True, True),
+    ]  # fmt: skip
+    assert choices() == {}
+
+
+def test_explain_is_uncertain_about_errors_of_the_machine():
+    def broken():
+        raise RuntimeError("no such device")
+
+    with explain() as verdicts:
+        choose("op", None, {"broken": broken, "good": lambda: 1}, ("broken", "good"))
+    assert (verdicts[0].reason, verdicts[0].certain) == ("no such device", False)
+
+
+def test_explain_when_none_can_serve():
+    with explain() as verdicts, pytest.raises(ExceptionGroup):
+        choose("op", None, {"bad": refuse("bad")}, ("bad",))
+    assert len(verdicts) == 1
+
+
+def test_explain_ends_with_its_block():
+    with explain() as outer:
+        with explain() as inner:
+            pick()
+        assert not outer
+    assert len(inner) == len(CANDIDATES)
+    pick()
+    assert not outer
