@@ -90,6 +90,18 @@ class List:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Tune:
+    """Make the choosers' tables of this device from the saved rows of flat_matmul."""
+
+    def run(self) -> int:
+        """Do it."""
+        from bench.tune import write
+
+        print(write())
+        return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plot:
     """Draw the committed results of an op as SVG pictures."""
 
@@ -127,7 +139,7 @@ class Tables:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 2 for wrong arguments."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {kind.__name__.lower(): kind for kind in (Run, List, Plot, Tables)},
+        {kind.__name__.lower(): kind for kind in (Run, List, Tune, Plot, Tables)},
         prog="python -m bench",
         description=DESCRIPTION,
         args=arguments,

@@ -31,8 +31,10 @@ def _error(got: jax.Array, want: jax.Array, dtype: str) -> float:
         raise WrongResult(f"shape {got.shape}, expected {want.shape}")
     got_np, want_np = (np.asarray(x, np.float32) for x in (got, want))
     finite = np.isfinite(want_np)
-    if not np.array_equal(np.isfinite(got_np), finite):
-        raise WrongResult("finite and non-finite entries are not where they should be")
+    if not np.array_equal(np.where(finite, 0, got_np), np.where(finite, 0, want_np)):
+        raise WrongResult("entries that should not be finite are others than expected")
+    if not np.isfinite(got_np[finite]).all():
+        raise WrongResult("entries that should be finite are not")
     error = relative_rms(got_np[finite], want_np[finite])
     limit = TOLERANCES[dtype][0]
     if error > limit:

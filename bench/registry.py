@@ -12,6 +12,7 @@ OPS = (
     "decode_attention",
     "rope_kv_write",
     "add_rms_norm",
+    "flat_matmul",
     "e2e_prefill",
     "e2e_decode",
 )
@@ -54,4 +55,5 @@ def pick(case: Case, wanted: Sequence[str]) -> list[str]:
 
 def _hint(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}? " * bool(near) + f"known: {', '.join(known)}"
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return hint + f"known: {', '.join(known)}"

@@ -12,6 +12,7 @@ from jaxinfer.models.config import DecoderConfig
 from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
 from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
+from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
 
 Initializer = Callable[[tuple[int, ...]], jax.Array]
@@ -47,12 +48,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Apply; `[B, T, D]` to `[B, T, D]`."""
-        gate, up = jnp.split(x @ self.gate_up_proj[...], 2, axis=-1)
-        if self.activation == "silu":
-            hidden = jax.nn.silu(gate) * up
-        else:
-            hidden = jax.nn.gelu(gate, approximate=True) * up
-        return hidden @ self.down_proj[...]
+        hidden = matmul(x, self.gate_up_proj[...], gate=self.activation)
+        return matmul(hidden, self.down_proj[...])
 
 
 class Attention(nnx.Module):
@@ -105,9 +102,8 @@ class Attention(nnx.Module):
         config = self.config
         B, T, _ = x.shape
         N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
-        qkv = x @ self.qkv_proj[...]
-        if self.qkv_bias is not None:
-            qkv = qkv + self.qkv_bias[...]
+        bias = None if self.qkv_bias is None else self.qkv_bias[...]
+        qkv = matmul(x, self.qkv_proj[...], bias)
         q, k, v = jnp.split(qkv, [N * H, (N + K) * H], axis=-1)
         q, k, v = q.reshape(B, T, N, H), k.reshape(B, T, K, H), v.reshape(B, T, K, H)
         if self.q_norm is not None and self.k_norm is not None:
@@ -133,7 +129,7 @@ class Attention(nnx.Module):
                 q, k_pages, v_pages, page_table=page_table, is_causal=True, q_offset=start,
                 query_seq_lengths=num_tokens, key_value_seq_lengths=start + num_tokens, **options,
             )  # fmt: skip
-        return out.reshape(B, T, N * H) @ self.o_proj[...], k_pages, v_pages
+        return matmul(out.reshape(B, T, N * H), self.o_proj[...]), k_pages, v_pages
 
 
 class DecoderLayer(nnx.Module):

@@ -1,5 +1,6 @@
 """Ops: arrays in, arrays out, inside or outside of `jax.jit`; they depend on jax alone."""
 
+from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
 from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.attention.merge import merge_attention
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
@@ -10,17 +11,20 @@ from jaxinfer.pallas_kernels.dispatch import (
     choices,
     force_implementation,
 )
+from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
 
 __all__ = [
     "Choice",
     "DeviceSpec",
     "NotSupported",
+    "add_rms_norm",
     "attention",
     "choices",
     "current_device",
     "decode_attention",
     "force_implementation",
+    "matmul",
     "merge_attention",
     "rope_kv_write",
     "use_device",

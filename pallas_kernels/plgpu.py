@@ -17,6 +17,7 @@ from jaxinfer.pallas_kernels.device import H100, DeviceSpec, use_device
 
 ACC = _mgpu.ACC
 Barrier = _mgpu.Barrier
+ClusterBarrier = _mgpu.ClusterBarrier
 CompilerParams = _mgpu.CompilerParams
 GMEM = _mgpu.GMEM
 InterpretGPUParams = _mgpu.InterpretGPUParams
@@ -47,6 +48,7 @@ __all__ = [
     "GMEM",
     "SMEM",
     "Barrier",
+    "ClusterBarrier",
     "CompilerParams",
     "InterpretGPUParams",
     "Layout",

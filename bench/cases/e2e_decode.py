@@ -13,6 +13,7 @@ from bench.whole_model import (
     MODELS,
     RUNNERS,
     check_runner,
+    dtype,
     engine_of,
     kv_bytes,
     model_of,
@@ -54,7 +55,8 @@ class DecodeCase:
         """Products with the weights, and attention."""
         config = MODELS[self.model]()
         attention = 4 * config.num_layers * config.num_heads * config.head_dim * self.S
-        return self.B * (weight_bytes(config) + attention)
+        weights = weight_bytes(config) / dtype().itemsize
+        return self.B * (2 * weights + attention)
 
     @property
     def bytes(self) -> float:

@@ -132,7 +132,8 @@ def attention(
         "tokamax": functools.partial(attention_tokamax, *arrays, **options, **extra),
         "xla": functools.partial(attention_xla, *arrays, **options),
     }
-    out, lse = choose("attention", implementation, candidates, preferred(device))
+    order = preferred(device, head_dim=query.shape[-1])
+    out, lse = choose("attention", implementation, candidates, order)
     return (out, lse) if return_residual else out
 
 

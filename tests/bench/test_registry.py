@@ -67,11 +67,6 @@ def test_unknown_op_names_the_near_one():
         cases_of("atention")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=IndexError,
-    reason="the hint fails where no name is near; see registry._hint",
-)
 def test_unknown_op_without_a_near_one_names_all():
     with pytest.raises(ValueError, match="unknown op 'zzz'; known: attention, decode_attention"):
         cases_of("zzz")

@@ -100,3 +100,20 @@ def add_rms_norm(x, residual, weight, *, eps):
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     total = x if residual is None else x + np.asarray(residual, np.float64)
     return total / np.sqrt((total**2).mean(axis=-1, keepdims=True) + eps) * weight, total
+
+
+def matmul(x, weight, bias, *, transposed=False, gate=None):
+    """As the op, one column at a time."""
+    x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    weight = weight if transposed else weight.T
+    out = np.stack([(x * column).sum(axis=-1) for column in weight], axis=-1)
+    if bias is not None:
+        out = out + np.asarray(bias, np.float64)
+    if gate is None:
+        return out
+    half = out.shape[-1] // 2
+    first, second = out[..., :half], out[..., half:]
+    if gate == "silu":
+        return first * (1 / (1 + np.exp(-first))) * second
+    inner = np.sqrt(2 / np.pi) * (first + 0.044715 * first**3)
+    return first * (0.5 + 0.5 * np.tanh(inner)) * second

@@ -9,10 +9,12 @@ import pytest
 from jaxinfer.pallas_kernels.add_rms_norm import specs as norm
 from jaxinfer.pallas_kernels.attention import specs as dense
 from jaxinfer.pallas_kernels.decode_attention import specs as decode
+from jaxinfer.pallas_kernels.matmul import specs as product
 from jaxinfer.pallas_kernels.rope_kv_write import specs as rope
 from tests.ops.cases import cases, shapes_of
 
-OPS = {"add_rms_norm": norm, "attention": dense, "decode_attention": decode, "rope_kv_write": rope}
+OPS = {"add_rms_norm": norm, "attention": dense, "decode_attention": decode,
+       "matmul": product, "rope_kv_write": rope}  # fmt: skip
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 
 
@@ -123,3 +125,12 @@ def test_page_tables_name_every_page_once(op):
     arrays = op.make_inputs(spec, jax.random.key(0))
     table, pool = arrays[3 if op is decode else 7], arrays[1 if op is decode else 5]
     assert sorted(np.asarray(table).ravel().tolist()) == list(range(len(pool)))
+
+
+@pytest.mark.parametrize("spec", cases(product.SPECS))
+def test_matmul_counts(spec):
+    shapes = shapes_of(product.make_inputs, spec)
+    out = spec.N // (2 if spec.gate else 1)
+    moved = sum(nbytes(shape) for shape in shapes if shape is not None)
+    assert product.count_bytes(spec) == moved + spec.M * out * np.dtype(spec.dtype).itemsize
+    assert product.count_flops(spec) == 2 * spec.M * spec.K * spec.N

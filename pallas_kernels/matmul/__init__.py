@@ -1,0 +1,1 @@
+"""Product of a few rows with a large weight."""

@@ -1,0 +1,101 @@
+"""Which implementation and tiling a product gets."""
+
+import dataclasses
+from typing import Any
+
+from jaxinfer.pallas_kernels import tuning
+from jaxinfer.pallas_kernels.device import DeviceSpec
+from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
+
+MAX_ROWS = 128
+_LARGE = 16 << 20  # bytes of a weight from which reading it, not launching, decides
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """How to compute a product.
+
+    Attributes:
+        order: Implementations in order of preference.
+        config: Tiling of the kernel; None if none fits.
+    """
+
+    order: tuple[str, ...]
+    config: Config | None
+
+
+def key(*, M: int, K: int, N: int, gated: bool, transposed: bool) -> str:
+    """Name of a product in tuning data; M in buckets, since neighbours behave alike."""
+    bucket = next(size for size in (1, 8, 16, 32, 64, 128) if size >= M)
+    words = [f"m{bucket} k{K} n{N}", *["gated"] * gated, *["transposed"] * transposed]
+    return " ".join(words)
+
+
+def choose_config(
+    device: DeviceSpec, *, M: int, K: int, N: int, gated: bool, transposed: bool
+) -> Choice:
+    """The measured choice for a product on a device, else the heuristic's.
+
+    Args:
+        device: What the call runs on.
+        M: Rows of x.
+        K: Depth.
+        N: Columns of the weight, both halves of a gated one.
+        gated: Whether the columns are pairs of gate and up.
+        transposed: Whether the weight is `[N, K]`.
+    """
+    if M > MAX_ROWS or not device.is_hopper:
+        return Choice(order=("xla",), config=None)
+    config = heuristic_config(device, M=M, K=K, N=N, gated=gated)
+    name = key(M=M, K=K, N=N, gated=gated, transposed=transposed)
+    measured = tuning.lookup("matmul", device, name)
+    if measured is not None:
+        return _measured(measured, config)
+    # XLA's own kernels read large weights as fast for up to 8 rows, and slower beyond.
+    first = M > 8 and not transposed and 2 * K * N >= _LARGE
+    return Choice(order=("mosaic", "xla") if first else ("xla",), config=config)
+
+
+def _measured(entry: dict[str, Any], default: Config | None) -> Choice:
+    fields = entry.get("config")
+    config = default if fields is None else Config(**fields)
+    mosaic_first = entry["implementation"] == "mosaic"
+    return Choice(order=("mosaic", "xla") if mosaic_first else ("xla",), config=config)
+
+
+def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> Config | None:
+    """Wide tiles where enough of them remain or tokens are few; None where nothing fits.
+
+    A tile's row of weights is `2·block_n` bytes in one piece: the wider, the better memory is
+    used. Beyond 8 tokens every CTA also reads all tokens, which 64 CTAs do better than 32.
+    """
+    banks = 2 if gated else 1
+    out_n = N // banks
+    rows = -(-M // 8) * 8
+    wide = out_n % 128 == 0 and (M <= 8 or out_n // 128 >= device.num_sms // 2)
+    block_n = 128 if wide else 64
+    block_k = 64 if wide or K % 128 else 128
+    cluster = 2 if wide and M > 8 else 1
+    return deepest(
+        device, block_n=block_n, block_k=block_k, cluster=cluster, rows=rows, banks=banks
+    )
+
+
+def deepest(
+    device: DeviceSpec, *, block_n: int, block_k: int, cluster: int, rows: int, banks: int
+) -> Config | None:
+    """The tiling with the deepest ring that fits, at most 12 stages; None if not even two do.
+
+    Args:
+        device: What the call runs on.
+        block_n: As in `Config`.
+        block_k: As in `Config`.
+        cluster: As in `Config`.
+        rows: M, padded to a multiple of 8.
+        banks: Weights per column: 2 with a gate.
+    """
+    for stages in range(12, 1, -1):
+        config = Config(block_n=block_n, block_k=block_k, stages=stages, cluster=cluster)
+        if config.smem_bytes(rows=rows, banks=banks) <= device.smem_bytes:
+            return config
+    return None

@@ -1,0 +1,18 @@
+"""What may follow a product in the same kernel."""
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+Gate = Literal["silu", "gelu_tanh"]
+GATES: tuple[Gate, ...] = ("silu", "gelu_tanh")
+
+
+def gated(gate: Gate, x: jax.Array, up: jax.Array) -> jax.Array:
+    """`silu(x) · up`, or `gelu(x) · up` with the tanh form of GELU; written for kernels too."""
+    if gate == "silu":
+        return x / (1.0 + jnp.exp(-x)) * up
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+    return 0.5 * x * (1.0 + jnp.tanh(inner)) * up

@@ -1,0 +1,267 @@
+"""Flat product for Hopper: weights fill wgmma's 64 rows, tokens sit in its short side.
+
+    Yᵀ [N, M] = Wᵀ [N, K] · Xᵀ [K, M]
+
+Tokens are padded to 8, not to 64 (FlashDecoding++, section 4, pads to 8 for the same reason). One
+warpgroup issues TMA copies of weights and tokens into a ring, one multiplies. A CTA owns whole
+columns of the result, so nothing has to be merged; there are as many CTAs as give each the same
+number of tiles. CTAs of a cluster load the tokens once for all.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.matmul.epilogue import Gate, gated
+from jaxinfer.pallas_kernels.plgpu import pl
+
+# Layout inference of the newer semantics finds no layout for the transposed store used here.
+_COMPILER = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
+_CLUSTER = "in_cluster"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Tiling of the kernel.
+
+    Attributes:
+        block_n: Columns of the result per tile, 64 or 128; twice as many weights if gated.
+        block_k: Depth of a stage of the ring, a multiple of 64.
+        stages: Depth of the ring.
+        cluster: CTAs that share their loads of tokens: 1 or 2.
+    """
+
+    block_n: int = 64
+    block_k: int = 128
+    stages: int = 4
+    cluster: int = 1
+
+    def __post_init__(self) -> None:
+        if self.block_n not in (64, 128):
+            raise ValueError(f"block_n must be 64 or 128; got {self.block_n}")
+        if self.block_k < 64 or self.block_k % 64:
+            raise ValueError(f"block_k must be a multiple of 64; got {self.block_k}")
+        if self.stages < 2:
+            raise ValueError(f"stages must be at least 2; got {self.stages}")
+        if self.cluster not in (1, 2):
+            raise ValueError(f"cluster must be 1 or 2; got {self.cluster}")
+
+    def smem_bytes(self, *, rows: int, banks: int) -> int:
+        """Shared memory of one CTA, bytes (16-bit elements), barriers included."""
+        stage = (banks * self.block_n + rows) * self.block_k
+        return 2 * (self.stages * stage + rows * self.block_n) + 1024
+
+
+def num_ctas(tiles: int, *, num_sms: int, cluster: int) -> int:
+    """The most CTAs that have the same number of tiles each, rounded up to whole clusters.
+
+    A CTA more than that would leave all others waiting for the few with one tile more.
+    """
+    groups, places = -(-tiles // cluster), num_sms // cluster
+    waves = -(-groups // places)
+    return -(-groups // waves) * cluster
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Shape:
+    """Static sizes; `out_n` columns of the result, from `banks` weights each."""
+
+    M: int
+    K: int
+    out_n: int
+    transposed: bool
+    gate: Gate | None
+    config: Config
+    num_sms: int
+
+    @property
+    def banks(self) -> int:
+        return 1 if self.gate is None else 2
+
+    @property
+    def rows(self) -> int:
+        """M, padded."""
+        return -(-self.M // 8) * 8
+
+    @property
+    def tiles(self) -> int:
+        return self.out_n // self.config.block_n
+
+    @property
+    def ctas(self) -> int:
+        return num_ctas(self.tiles, num_sms=self.num_sms, cluster=self.config.cluster)
+
+    @property
+    def waves(self) -> int:
+        """Tiles of each CTA."""
+        return -(-self.tiles // self.ctas)
+
+    @property
+    def k_steps(self) -> int:
+        return self.K // self.config.block_k
+
+
+# Layers that call alike share one trace and one lowering.
+@functools.partial(jax.jit, static_argnames=("transposed", "gate", "config", "num_sms"))
+def matmul_mosaic(
+    x: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    transposed: bool = False,
+    gate: Gate | None = None,
+    config: Config,
+    num_sms: int,
+) -> jax.Array:
+    """Multiply with the Hopper kernel; shapes and meaning as in `api.matmul`."""
+    K = x.shape[-1]
+    tokens = x.reshape(-1, K)
+    N = weight.shape[0 if transposed else 1]
+    shape = _Shape(
+        M=tokens.shape[0], K=K, out_n=N if gate is None else N // 2, transposed=transposed,
+        gate=gate, config=config, num_sms=num_sms,
+    )  # fmt: skip
+    if shape.M > 8:  # a tiled copy reads past the end of an array only if it is less than a tile
+        tokens = jnp.pad(tokens, ((0, shape.rows - shape.M), (0, 0)))
+    tiled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    tile = (config.block_n, config.block_k)
+    stages = config.stages
+    scratch = dict(
+        x_smem=plgpu.SMEM((stages, shape.rows, config.block_k), x.dtype, transforms=tiled),
+        w_smem=plgpu.SMEM(
+            (stages, shape.banks, *(tile if transposed else tile[::-1])), x.dtype, transforms=tiled
+        ),
+        out_smem=plgpu.SMEM((shape.rows, config.block_n), x.dtype),
+        ready=plgpu.Barrier(num_arrivals=1 + shape.banks, num_barriers=stages),
+        # A stage is free when all CTAs that its tokens were sent to have used it.
+        free=plgpu.ClusterBarrier(collective_axes=(_CLUSTER,), num_barriers=stages)
+        if config.cluster > 1
+        else plgpu.Barrier(num_barriers=stages),
+    )
+    cluster = dict(cluster=(config.cluster,), cluster_names=(_CLUSTER,))
+    kernel = plgpu.kernel(
+        functools.partial(_body, shape, with_bias=bias is not None),
+        out_type=jax.ShapeDtypeStruct((shape.M, shape.out_n), x.dtype),
+        scratch_types=scratch,
+        grid=(shape.ctas // config.cluster,),
+        grid_names=("cluster",),
+        kernel_name="flat_matmul",
+        num_threads=2,
+        thread_name="role",
+        compiler_params=_COMPILER,
+        **(cluster if config.cluster > 1 else {}),
+    )
+    out = kernel(tokens, weight, *(() if bias is None else (bias,)))
+    return out.reshape(*x.shape[:-1], shape.out_n)
+
+
+def _body(
+    shape: _Shape, x_gmem, w_gmem, *rest,
+    x_smem, w_smem, out_smem, ready, free, with_bias: bool,
+):  # fmt: skip
+    bias_gmem, out_gmem = rest if with_bias else (None, *rest)
+    config = shape.config
+    cta = lax.axis_index("cluster")
+    if config.cluster > 1:
+        cta = cta * config.cluster + lax.axis_index(_CLUSTER)
+    role = lax.axis_index("role")
+    stages, k_steps = jnp.int32(config.stages), jnp.int32(shape.k_steps)
+    steps = shape.waves * shape.k_steps
+
+    def first_column(wave):
+        """Of the CTA's tile; CTAs without one go along, so that their cluster stays in step."""
+        tile = lax.min(cta + wave * shape.ctas, jnp.int32(shape.tiles - 1))
+        return tile * config.block_n
+
+    @pl.when(role == 0)
+    def _load():
+        plgpu.set_max_registers(40, action="decrease")
+        # Not a constant: of fewer than 8 tokens it reaches past the end, which a constant may not.
+        all_rows = pl.ds(lax.min(cta, jnp.int32(0)), shape.rows)
+        shared = {"collective_axes": _CLUSTER} if config.cluster > 1 else {}
+
+        @pl.loop(0, steps)
+        def _step(i):
+            slot = lax.rem(i, stages)
+
+            @pl.when(i >= stages)
+            def _():
+                plgpu.barrier_wait(free.at[slot])
+
+            depth = pl.ds(lax.rem(i, k_steps) * config.block_k, config.block_k)
+            column = first_column(lax.div(i, k_steps))
+            for bank in range(shape.banks):
+                columns = pl.ds(column + bank * shape.out_n, config.block_n)
+                tile = w_gmem.at[columns, depth] if shape.transposed else w_gmem.at[depth, columns]
+                plgpu.copy_gmem_to_smem(tile, w_smem.at[slot, bank], ready.at[slot])
+            plgpu.copy_gmem_to_smem(
+                x_gmem.at[all_rows, depth], x_smem.at[slot], ready.at[slot], **shared
+            )
+
+        # Every completed phase of a barrier must have been observed when the kernel ends.
+        @pl.loop(max(steps - config.stages, 0), steps)
+        def _drain(i):
+            plgpu.barrier_wait(free.at[lax.rem(i, stages)])
+
+    @pl.when(role == 1)
+    def _multiply():
+        plgpu.set_max_registers(232, action="increase")
+
+        @pl.loop(0, shape.waves)
+        def _tile(wave):
+            first_step = wave * shape.k_steps
+
+            def product(*accumulators):
+                @pl.loop(0, shape.k_steps)
+                def _step(k):
+                    slot = lax.rem(first_step + k, stages)
+                    plgpu.barrier_wait(ready.at[slot])
+                    tokens = x_smem.at[slot].transpose((1, 0))
+                    for bank, accumulator in enumerate(accumulators):
+                        tile = w_smem.at[slot, bank]
+                        tile = tile if shape.transposed else tile.transpose((1, 0))
+                        plgpu.wgmma(accumulator, tile, tokens)
+                    # This step's products stay in flight; those of the step before are done.
+                    plgpu.wgmma_wait(shape.banks)
+
+                    @pl.when(k > 0)
+                    def _():
+                        plgpu.barrier_arrive(free.at[lax.rem(first_step + k - 1, stages)])
+
+                plgpu.wgmma_wait(0)
+                plgpu.barrier_arrive(free.at[lax.rem(first_step + k_steps - 1, stages)])
+                return [accumulator[...] for accumulator in accumulators]
+
+            accumulator = plgpu.ACC((config.block_n, shape.rows), jnp.float32)
+            banks = pl.run_scoped(product, *[accumulator] * shape.banks)
+            column = first_column(wave)
+            if bias_gmem is not None:
+                banks = [
+                    bank + _bias(bias_gmem, column + i * shape.out_n, bank.shape)
+                    for i, bank in enumerate(banks)
+                ]
+            result = banks[0] if shape.gate is None else gated(shape.gate, *banks)
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+            out_smem.T[...] = plgpu.layout_cast(
+                result.astype(out_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
+            )
+            plgpu.commit_smem()
+
+            @pl.when(cta + wave * shape.ctas < shape.tiles)
+            def _store():
+                plgpu.copy_smem_to_gmem(
+                    out_smem.at[pl.ds(0, shape.M)], out_gmem.at[:, pl.ds(column, config.block_n)]
+                )
+
+        plgpu.wait_smem_to_gmem(0)
+
+
+def _bias(bias_gmem, column, shape):
+    """The biases of a tile's columns, float32, the same for all tokens."""
+    along = plgpu.Layout.WGMMA.reduce(1)
+    values = plgpu.load(bias_gmem.at[pl.ds(column, shape[0])], layout=along, optimized=False)
+    return lax.broadcast_in_dim(values.astype(jnp.float32), shape, [0])

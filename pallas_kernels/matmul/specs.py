@@ -1,0 +1,90 @@
+"""Named shapes of flat products, shared by tests, benchmarks and tuning."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxinfer.pallas_kernels.matmul.epilogue import Gate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class MatmulSpec:
+    """One case of `matmul`.
+
+    Attributes:
+        model: Model whose shape this is; first word of the case name.
+        M: Tokens.
+        K: Depth.
+        N: Columns of the weight, both halves of a gated one.
+        part: Which projection of the model, or empty.
+        gate: As in the op.
+        bias: Whether there is a bias.
+        transposed: As in the op.
+        dtype: Of all arrays.
+        tag: `"ci"` (seconds in the interpreter), `"primary"` (reported) or `"stress"`.
+    """
+
+    model: str
+    M: int
+    K: int
+    N: int
+    part: str = ""
+    gate: Gate | None = None
+    bias: bool = False
+    transposed: bool = False
+    dtype: str = "bfloat16"
+    tag: Literal["ci", "primary", "stress"] = "primary"
+
+    @property
+    def name(self) -> str:
+        """Case name in results: model shape first, lower case."""
+        parts = [self.model, *filter(None, [self.part]), f"m{self.M} k{self.K} n{self.N}"]
+        parts += [self.gate] if self.gate else []
+        parts += ["bias"] if self.bias else []
+        parts += ["transposed"] if self.transposed else []
+        parts += [self.dtype] if self.dtype != "bfloat16" else []
+        return " ".join(parts)
+
+
+def make_inputs(spec: MatmulSpec, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Random x, weight and bias, in the order of the call; products of about unit size."""
+    keys = jax.random.split(key, 3)
+    dtype = jnp.dtype(spec.dtype)
+    shape = (spec.N, spec.K) if spec.transposed else (spec.K, spec.N)
+    weight = jax.random.normal(keys[1], shape, dtype) * jnp.asarray(spec.K**-0.5, dtype)
+    bias = jax.random.normal(keys[2], (spec.N,), dtype) if spec.bias else None
+    return jax.random.normal(keys[0], (spec.M, spec.K), dtype), weight, bias
+
+
+def count_bytes(spec: MatmulSpec) -> int:
+    """Fewest bytes a call must move: x, weight and bias in, result out."""
+    out = spec.N // 2 if spec.gate else spec.N
+    elements = spec.M * spec.K + spec.K * spec.N + spec.M * out + (spec.N if spec.bias else 0)
+    return jnp.dtype(spec.dtype).itemsize * elements
+
+
+def count_flops(spec: MatmulSpec) -> int:
+    """Multiply-adds of the product, times two."""
+    return 2 * spec.M * spec.K * spec.N
+
+
+def _llama3_8b(M: int) -> tuple[MatmulSpec, ...]:
+    """The four projections of a layer."""
+    return (
+        MatmulSpec(model="llama-3-8b", part="qkv", M=M, K=4096, N=6144),
+        MatmulSpec(model="llama-3-8b", part="o", M=M, K=4096, N=4096),
+        MatmulSpec(model="llama-3-8b", part="gate_up", M=M, K=4096, N=28672, gate="silu"),
+        MatmulSpec(model="llama-3-8b", part="down", M=M, K=14336, N=4096),
+    )
+
+
+SPECS: tuple[MatmulSpec, ...] = (
+    *(spec for M in (1, 8, 16, 32, 64, 128) for spec in _llama3_8b(M)),
+    MatmulSpec(model="ci", M=8, K=128, N=128, tag="ci"),
+    MatmulSpec(model="ci", M=1, K=192, N=192, bias=True, tag="ci"),
+    MatmulSpec(model="ci", M=3, K=128, N=256, gate="silu", tag="ci"),
+    MatmulSpec(model="ci", M=17, K=128, N=384, gate="gelu_tanh", bias=True, tag="ci"),
+    MatmulSpec(model="ci", M=16, K=256, N=320, transposed=True, dtype="float16", tag="ci"),
+)

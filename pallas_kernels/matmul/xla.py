@@ -1,0 +1,28 @@
+"""`matmul` in plain JAX."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinfer.pallas_kernels.matmul.epilogue import Gate
+
+
+def matmul_xla(
+    x: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None = None,
+    *,
+    transposed: bool = False,
+    gate: Gate | None = None,
+) -> jax.Array:
+    """Multiply; shapes and meaning as in `api.matmul`."""
+    contract = (((x.ndim - 1,), (int(transposed),)), ((), ()))
+    out = lax.dot_general(x, weight, contract)
+    if bias is not None:
+        out = out + bias
+    if gate is None:
+        return out
+    first, up = jnp.split(out, 2, axis=-1)
+    if gate == "silu":
+        return jax.nn.silu(first) * up
+    return jax.nn.gelu(first, approximate=True) * up

@@ -1,0 +1,29 @@
+"""The op and its reference, called for a spec."""
+
+import functools
+
+import numpy as np
+
+from jaxinfer.pallas_kernels.matmul.api import matmul
+from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
+from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec
+from tests.metrics import assert_dtype_close
+
+
+def options(spec: MatmulSpec) -> dict:
+    """Keyword arguments of the call."""
+    return {"transposed": spec.transposed, "gate": spec.gate}
+
+
+def call(spec: MatmulSpec, implementation: str | None, **more):
+    """The op with a spec's options."""
+    return functools.partial(matmul, **options(spec), implementation=implementation, **more)
+
+
+def check(spec: MatmulSpec, arrays, got) -> None:
+    """Fail unless the result agrees with the reference."""
+    assert got.dtype == spec.dtype
+    want = np.asarray(matmul_reference(*arrays, **options(spec)))
+    # A gate multiplies two numbers, which makes large ones; unit-scale data stay below 4.
+    size = max(1.0, np.abs(want).max() / 4) if want.size else 1.0
+    assert_dtype_close(np.asarray(got, np.float32) / size, want / size, spec.dtype)

@@ -1,0 +1,119 @@
+"""What `matmul` refuses, and how it chooses."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxinfer.pallas_kernels import tuning
+from jaxinfer.pallas_kernels.device import CPU, H100, use_device
+from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, force_implementation
+from jaxinfer.pallas_kernels.matmul import config as configs
+from jaxinfer.pallas_kernels.matmul.api import matmul
+from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
+
+
+def call(M=16, K=128, N=128, *, x_shape=None, bias=None, dtype="bfloat16", **options):
+    weight = jnp.zeros((K, N), options.pop("weight_dtype", dtype))
+    return matmul(jnp.zeros(x_shape or (M, K), dtype), weight, bias, **options)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"x_shape": (2, 64)}, "the last dimension of x must be K = 128; got shape (2, 64)"),
+    ({"bias": jnp.zeros(64, "bfloat16")}, "bias must have shape (128,); got (64,)"),
+    ({"gate": "relu"}, "gate must be among ('silu', 'gelu_tanh'); got 'relu'"),
+    ({"N": 129, "gate": "silu"}, "must have an even number of columns; got N = 129"),
+    ({"implementation": "triton"}, "must be among ['mosaic', 'xla']; got 'triton'"),
+], ids=["x", "bias", "gate", "odd", "name"])  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
+def test_values_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(**options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_weight_of_three_dimensions():
+    with pytest.raises(ValueError, match="weight must have 2 dimensions"):
+        matmul(jnp.zeros((1, 2)), jnp.zeros((1, 2, 2)))
+
+
+@pytest.mark.parametrize("options", [
+    {"weight_dtype": "float32"}, {"bias": jnp.zeros(128, "float32")},
+], ids=["weight", "bias"])  # fmt: skip
+def test_types_that_differ(options):
+    with pytest.raises(TypeError, match=r"must have one dtype; got bfloat16 and .*float32"):
+        call(**options)
+
+
+@pytest.mark.parametrize(("options", "argument", "nearest"), [
+    ({"dtype": "float32"}, "dtype float32", "bfloat16, float16"),
+    ({"M": 129}, "129 tokens", "1 to 128"),
+    ({"x_shape": (0, 128)}, "0 tokens", "1 to 128"),
+    ({"K": 96}, "K = 96 and 128 columns", "multiples of 64 and 64"),
+    ({"N": 96}, "K = 128 and 96 columns", "multiples of 128 and 64"),
+], ids=["dtype", "many", "none", "depth", "columns"])  # fmt: skip
+def test_the_kernel_names_what_it_lacks(h100, options, argument, nearest):
+    with pytest.raises(NotSupported) as error:
+        call(**options, implementation="mosaic")
+    assert (error.value.op, error.value.implementation) == ("matmul", "mosaic")
+    assert (error.value.argument, error.value.nearest) == (argument, nearest)
+
+
+def test_the_kernel_needs_hopper():
+    with use_device(CPU), pytest.raises(NotSupported, match="device 'cpu'; supported: Hopper GPUs"):
+        call(implementation="mosaic")
+
+
+def test_a_device_without_room(h100):
+    small = dataclasses.replace(h100, smem_bytes=20_000)
+    with use_device(small), pytest.raises(NotSupported, match="tokens in the shared memory of"):
+        call(implementation="mosaic")
+
+
+@pytest.mark.parametrize("field", [
+    {"block_n": 96}, {"block_k": 32}, {"block_k": 96}, {"stages": 1}, {"cluster": 4},
+], ids=str)  # fmt: skip
+def test_tilings_that_do_not_exist(field):
+    (name,) = field
+    with pytest.raises(ValueError, match=f"{name} must be .*; got {field[name]}"):
+        Config(**field)
+
+
+def chosen(M, K, N, device=H100) -> str:
+    with use_device(device):
+        jax.eval_shape(lambda: call(M, K, N))
+    return choices()["matmul"].implementation
+
+
+def test_without_a_measurement_the_heuristic_decides(monkeypatch):
+    monkeypatch.setattr(tuning, "lookup", lambda *_: None)
+    assert chosen(64, 4096, 4096) == "mosaic"
+    assert chosen(8, 4096, 4096) == "xla"  # XLA reads as fast
+    assert chosen(64, 128, 128) == "xla"  # launching takes longer than reading
+    assert chosen(256, 4096, 4096) == "xla"  # not flat
+    assert chosen(64, 4096, 4096, CPU) == "xla"
+
+
+@pytest.mark.parametrize("name", ["xla", "mosaic"])
+def test_a_measurement_overrules_the_heuristic(monkeypatch, name):
+    asked = []
+    tiling = {"block_n": 64, "block_k": 64, "stages": 3, "cluster": 2}
+
+    def lookup(op, device, key):
+        asked.append((op, device.key, key))
+        return {"implementation": name, "config": tiling}
+
+    monkeypatch.setattr(tuning, "lookup", lookup)
+    options = {"M": 40, "K": 128, "N": 128, "gated": True, "transposed": False}
+    choice = configs.choose_config(H100, **options)
+    assert choice.order[0] == name
+    assert choice.config == Config(**tiling)
+    assert asked == [("matmul", "nvidia_h100_80gb_hbm3", "m64 k128 n128 gated")]
+
+
+def test_force_implementation(h100):
+    with force_implementation("xla", op="matmul"):
+        jax.eval_shape(lambda: call(64, 4096, 4096))
+    assert choices()["matmul"].implementation == "xla"
