@@ -1,5 +1,6 @@
 """Specs as parameters of tests, and random inputs."""
 
+import contextlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,30 @@ def cases(specs: Iterable[Any], *tags: str) -> list:
 def normal(seed: int, shape: tuple[int, ...], dtype: Any = "float32", size: float = 1.0):
     """Normal random numbers."""
     return size * jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """On CPUs, leave XLA's optimisations out: on code that runs once they cost more than they save.
+
+    For inputs and for the interpreter, not for what is tested on its own.
+    """
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, before or jax.default_backend() == "cpu")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+_make = jax.jit(lambda make_inputs, spec, key: make_inputs(spec, key), static_argnums=(0, 1))
+
+
+def inputs(make_inputs, spec, seed: int) -> tuple:
+    """Random inputs of a spec, compiled as one."""
+    with quick_compilation():
+        return _make(make_inputs, spec, jax.random.key(seed))
 
 
 def shapes_of(make_inputs, spec) -> tuple:

@@ -8,6 +8,7 @@ import jax
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.device import H100, current_device, use_device
+from tests.ops.cases import quick_compilation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Hopper:
                 return jax.block_until_ready(function(*args))
         printed = io.StringIO()  # the detector prints what it finds and goes on
         spec = dataclasses.replace(H100, num_sms=num_sms or 2)
-        with contextlib.redirect_stdout(printed), plgpu.interpret(spec):
+        with contextlib.redirect_stdout(printed), plgpu.interpret(spec), quick_compilation():
             result = jax.block_until_ready(function(*args))
         if "RACE DETECTED" in printed.getvalue():
             raise RaceError(printed.getvalue())

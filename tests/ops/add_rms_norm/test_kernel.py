@@ -1,25 +1,24 @@
 """The Hopper kernel of `add_rms_norm`: simulated with race detection, and on the GPU."""
 
-import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxinfer.pallas_kernels.add_rms_norm.mosaic_sm90 import vector_size
 from jaxinfer.pallas_kernels.add_rms_norm.specs import SPECS, make_inputs
 from tests.ops.add_rms_norm.calls import check, mosaic
-from tests.ops.cases import cases, normal, same_bits
+from tests.ops.cases import cases, inputs, normal, same_bits
 
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_matches_reference(hopper, spec):
-    arrays = make_inputs(spec, jax.random.key(3))
+    arrays = inputs(make_inputs, spec, 3)
     check(arrays, hopper.run(mosaic, *arrays))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("spec", cases(SPECS, "primary"))
 def test_matches_reference_at_model_shapes(hopper_gpu, spec):
-    arrays = make_inputs(spec, jax.random.key(4))
+    arrays = inputs(make_inputs, spec, 4)
     check(arrays, hopper_gpu.run(mosaic, *arrays))
 
 
@@ -46,5 +45,5 @@ def test_eps_and_a_row_of_zeros(hopper):
 
 
 def test_two_runs_give_equal_bits(hopper):
-    arrays = make_inputs(SPECS[-3], jax.random.key(5))
+    arrays = inputs(make_inputs, SPECS[-3], 5)
     same_bits(hopper.run(mosaic, *arrays), hopper.run(mosaic, *arrays))

@@ -1,6 +1,5 @@
 """`add_rms_norm` in plain JAX."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,12 +7,12 @@ import pytest
 from jaxinfer.pallas_kernels.add_rms_norm.specs import SPECS, make_inputs
 from tests.metrics import assert_dtype_close
 from tests.ops.add_rms_norm.calls import check, xla
-from tests.ops.cases import cases, normal, same_bits
+from tests.ops.cases import cases, inputs, normal, same_bits
 
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_matches_reference(spec):
-    arrays = make_inputs(spec, jax.random.key(2))
+    arrays = inputs(make_inputs, spec, 2)
     check(arrays, xla(*arrays))
 
 

@@ -21,7 +21,7 @@ from jaxinfer.pallas_kernels.device import CPU, H100, use_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported
 from tests.metrics import assert_dtype_close
 from tests.ops.attention.calls import call_reference, check, visibility
-from tests.ops.cases import cases, same_bits
+from tests.ops.cases import cases, inputs, same_bits
 
 A100 = dataclasses.replace(H100, name="NVIDIA A100", capability=80)
 SMALL = AttentionSpec(model="small", B=2, T=5, S=5, N=4, K=2, H=64, tag="ci")
@@ -75,7 +75,7 @@ def narrow(spec):
 @pytest.mark.parametrize("spec", cases([*SPECS, RAGGED], "ci"))
 def test_cudnn_gets_what_the_call_means(spec):
     spec = narrow(spec)
-    arrays = make_inputs(spec, jax.random.key(1))
+    arrays = inputs(make_inputs, spec, 1)
     out, _ = through_fake_cudnn(spec, arrays)
     assert_dtype_close(out, call_reference(spec, arrays)[0], spec.dtype)
 
@@ -87,7 +87,7 @@ def test_cudnn_gets_what_the_call_means(spec):
 )  # fmt: skip
 def test_cudnn_rows_that_see_no_key_are_zero(changes):
     spec = dataclasses.replace(SMALL, **changes)
-    arrays = make_inputs(spec, jax.random.key(2))
+    arrays = inputs(make_inputs, spec, 2)
     out, _ = through_fake_cudnn(spec, arrays)
     want, lse = call_reference(spec, arrays)
     empty = np.isneginf(lse).all(axis=2)
@@ -99,7 +99,7 @@ def test_cudnn_rows_that_see_no_key_are_zero(changes):
 @pytest.mark.parametrize("q_offset", [None, (0, 0)], ids=["lengths", "mask"])
 def test_cudnn_padding_may_hold_anything(q_offset):
     spec = dataclasses.replace(SMALL, key_lengths=(5, 3), q_offset=q_offset)
-    query, key, value = make_inputs(spec, jax.random.key(3))
+    query, key, value = inputs(make_inputs, spec, 3)
     dirty = (query, key.at[1, 3:].set(jnp.nan), value.at[1, 3:].set(jnp.nan))
     same_bits(through_fake_cudnn(spec, dirty)[0], through_fake_cudnn(spec, (query, key, value))[0])
 
@@ -113,7 +113,7 @@ def test_cudnn_padding_may_hold_anything(q_offset):
 ], ids=["causal", "full", "window", "queries", "keys"])  # fmt: skip
 def test_cudnn_masks_by_itself_where_it_can(changes, expected):
     spec = dataclasses.replace(SMALL, **changes)
-    _, given = through_fake_cudnn(spec, make_inputs(spec, jax.random.key(4)))
+    _, given = through_fake_cudnn(spec, inputs(make_inputs, spec, 4))
     assert "mask" not in given
     assert given["scale"] == 0.125
     for name, value in expected.items():
@@ -126,7 +126,7 @@ def test_cudnn_masks_by_itself_where_it_can(changes, expected):
 ], ids=["offset", "two-sided window"])  # fmt: skip
 def test_cudnn_gets_a_mask_where_it_cannot(changes):
     spec = dataclasses.replace(SMALL, **changes)
-    _, given = through_fake_cudnn(spec, make_inputs(spec, jax.random.key(5)))
+    _, given = through_fake_cudnn(spec, inputs(make_inputs, spec, 5))
     assert set(given) == {"mask", "scale", "implementation"}
     rule = visibility(spec).mask(jnp.arange(5), jnp.arange(5))
     same_bits(given["mask"], rule[:, None])
@@ -174,7 +174,7 @@ def test_refusals_name_the_argument_and_the_nearest(
     install(monkeypatch, "tokamax")
     spec = dataclasses.replace(SMALL, **changes)
     with pytest.raises(NotSupported) as error:
-        adapt(name, spec, make_inputs(spec, jax.random.key(6)), **options)
+        adapt(name, spec, inputs(make_inputs, spec, 6), **options)
     assert (error.value.op, error.value.implementation) == ("attention", name)
     assert (error.value.argument, error.value.nearest) == (argument, nearest)
 
@@ -183,7 +183,7 @@ def test_refusals_name_the_argument_and_the_nearest(
 def test_an_absent_package_is_named(monkeypatch, name):
     monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
     with pytest.raises(NotSupported, match=r"package; supported: pip install 'jaxinfer\[bench\]'"):
-        adapt(name, SMALL, make_inputs(SMALL, jax.random.key(7)))
+        adapt(name, SMALL, inputs(make_inputs, SMALL, 7))
 
 
 def install(monkeypatch, module, **functions) -> None:
@@ -214,7 +214,7 @@ def flash_mha(query, key, value, *, softmax_scale, is_causal, window_size):
 def test_flash_attn3_gets_what_the_call_means(monkeypatch, changes):
     install(monkeypatch, "flash_attn3_jax", flash_mha=flash_mha)
     spec = dataclasses.replace(SMALL, **changes)
-    arrays = make_inputs(spec, jax.random.key(8))
+    arrays = inputs(make_inputs, spec, 8)
     out = adapt("flash_attn3", spec, arrays)
     assert_dtype_close(out, call_reference(spec, arrays)[0], spec.dtype)
 
@@ -241,7 +241,7 @@ def tokamax_attention(
 def test_tokamax_gets_what_the_call_means(monkeypatch, changes):
     install(monkeypatch, "tokamax", dot_product_attention=tokamax_attention)
     spec = dataclasses.replace(SMALL, **changes)
-    query, key, value = make_inputs(spec, jax.random.key(9))
+    query, key, value = inputs(make_inputs, spec, 9)
     want, _ = call_reference(spec, (query, key, value))
     if spec.key_lengths:  # padding may hold anything
         key, value = key.at[1].set(jnp.nan), value.at[1].set(jnp.nan)
@@ -252,7 +252,7 @@ def test_what_tokamax_does_not_implement_is_not_supported(monkeypatch):
     install(monkeypatch, "tokamax", dot_product_attention=tokamax_attention)
     spec = dataclasses.replace(SMALL, logits_softcap=5.0)
     with pytest.raises(NotSupported, match=r"this call \(no soft cap today\)"):
-        adapt("tokamax", spec, make_inputs(spec, jax.random.key(10)))
+        adapt("tokamax", spec, inputs(make_inputs, spec, 10))
 
 
 def test_attention_hands_everything_to_the_adapters(monkeypatch):
@@ -264,7 +264,7 @@ def test_attention_hands_everything_to_the_adapters(monkeypatch):
         return query
 
     install(monkeypatch, "flash_attn3_jax", flash_mha=flash)
-    arrays = make_inputs(dataclasses.replace(SMALL, H=128), jax.random.key(11))
+    arrays = inputs(make_inputs, dataclasses.replace(SMALL, H=128), 11)
     with use_device(H100):
         out = attention(*arrays, is_causal=True, scale=0.5, local_window_size=(2, 9))
     same_bits(out, arrays[0])
@@ -275,7 +275,7 @@ def supported(spec, implementation) -> bool:
     """Whether a backend takes a spec on the device at hand."""
     call = functools.partial(attention, implementation=implementation, **spec.options)
     try:
-        jax.eval_shape(call, *make_inputs(spec, jax.random.key(12)))
+        jax.eval_shape(call, *inputs(make_inputs, spec, 12))
     except NotSupported:
         return False
     return True
@@ -288,7 +288,7 @@ def test_matches_reference_on_a_gpu(spec, implementation):
     spec = narrow(spec)
     if not supported(spec, implementation):
         pytest.skip(f"{implementation} does not take {spec.name}")
-    check(spec, make_inputs(spec, jax.random.key(13)), implementation, residual=False)
+    check(spec, inputs(make_inputs, spec, 13), implementation, residual=False)
 
 
 @pytest.mark.gpu
@@ -297,7 +297,7 @@ def test_matches_reference_on_a_gpu(spec, implementation):
 def test_matches_xla_at_model_shapes_on_a_gpu(spec, implementation):
     if not supported(spec, implementation):
         pytest.skip(f"{implementation} does not take {spec.name}")
-    arrays = make_inputs(spec, jax.random.key(14))
+    arrays = inputs(make_inputs, spec, 14)
     want = attention(*arrays, **spec.options, implementation="xla")
     got = attention(*arrays, **spec.options, implementation=implementation)
     assert_dtype_close(got, want, spec.dtype)
@@ -307,7 +307,7 @@ def test_matches_xla_at_model_shapes_on_a_gpu(spec, implementation):
 @pytest.mark.parametrize("q_offset", [None, (0, 0)], ids=["lengths", "mask"])
 def test_padding_may_hold_anything_on_a_gpu(q_offset):
     spec = dataclasses.replace(SMALL, key_lengths=(5, 3), q_offset=q_offset)
-    query, key, value = make_inputs(spec, jax.random.key(15))
+    query, key, value = inputs(make_inputs, spec, 15)
     want, _ = call_reference(spec, (query, key, value))
     dirty = (query, key.at[1, 3:].set(jnp.nan), value.at[1, 3:].set(jnp.nan))
     out = attention(*dirty, **spec.options, implementation="cudnn")

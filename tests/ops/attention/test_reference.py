@@ -1,6 +1,5 @@
 """The float32 reference of `attention` against an independent float64 one."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,12 +10,12 @@ from jaxinfer.pallas_kernels.attention.specs import SPECS, make_inputs
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
 from tests.ops.attention.calls import call_reference
-from tests.ops.cases import cases, normal
+from tests.ops.cases import cases, inputs, normal
 
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_matches_float64(spec):
-    arrays = make_inputs(spec, jax.random.key(1))
+    arrays = inputs(make_inputs, spec, 1)
     want = oracle.attention(*arrays, **spec.options)
     got = call_reference(spec, arrays)
     for one, expected, label in zip(got, want, ("out", "lse"), strict=True):

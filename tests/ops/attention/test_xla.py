@@ -9,18 +9,18 @@ from jaxinfer.pallas_kernels.attention.specs import SPECS, AttentionSpec, make_i
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
 from tests.ops.attention.calls import check, xla, xla_residual
-from tests.ops.cases import cases, normal
+from tests.ops.cases import cases, inputs, normal
 
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_matches_reference(spec):
-    check(spec, make_inputs(spec, jax.random.key(2)), "xla")
+    check(spec, inputs(make_inputs, spec, 2), "xla")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("spec", cases([s for s in SPECS if s.tag == "primary" and s.T <= 2048]))
 def test_matches_reference_at_model_shapes(spec):
-    check(spec, make_inputs(spec, jax.random.key(2)), "xla")
+    check(spec, inputs(make_inputs, spec, 2), "xla")
 
 
 @pytest.mark.parametrize(("N", "K", "H"), [
@@ -29,20 +29,20 @@ def test_matches_reference_at_model_shapes(spec):
 def test_head_counts(N, K, H):
     spec = AttentionSpec(model="heads", B=2, T=19, S=31, N=N, K=K, H=H, q_offset=(12, 0),
                          dtype="float32")  # fmt: skip
-    check(spec, make_inputs(spec, jax.random.key(3)), "xla")
+    check(spec, inputs(make_inputs, spec, 3), "xla")
 
 
 @pytest.mark.parametrize("T", [1, 511, 512, 513, 1025])
 def test_lengths_around_the_block_sizes(T):
     spec = AttentionSpec(model="blocks", B=1, T=T, N=2, K=1, H=8, dtype="float32")
-    check(spec, make_inputs(spec, jax.random.key(4)), "xla")
+    check(spec, inputs(make_inputs, spec, 4), "xla")
 
 
 @pytest.mark.parametrize("S", [1, 1023, 1024, 1025, 2100])
 def test_key_counts_around_the_block_sizes(S):
     spec = AttentionSpec(model="blocks", B=2, T=3, S=S, N=2, K=1, H=8, is_causal=False,
                          key_lengths=(S, S // 2), dtype="float32")  # fmt: skip
-    check(spec, make_inputs(spec, jax.random.key(5)), "xla")
+    check(spec, inputs(make_inputs, spec, 5), "xla")
 
 
 @pytest.mark.parametrize("size", [1e-3, 30.0])
@@ -73,7 +73,7 @@ def test_a_window_that_ends_before_the_keys():
     """Whole blocks are hidden from late queries."""
     spec = AttentionSpec(model="window", B=1, T=4, S=2500, N=2, K=1, H=8, dtype="float32",
                          q_offset=(2496,), local_window_size=(3, 0))  # fmt: skip
-    check(spec, make_inputs(spec, jax.random.key(6)), "xla")
+    check(spec, inputs(make_inputs, spec, 6), "xla")
 
 
 def test_padding_may_hold_anything():

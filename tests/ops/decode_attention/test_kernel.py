@@ -10,7 +10,7 @@ import pytest
 from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.decode_attention.specs import SPECS, DecodeSpec, make_inputs
 from tests.metrics import assert_dtype_close
-from tests.ops.cases import cases, same_bits
+from tests.ops.cases import cases, inputs, same_bits
 from tests.ops.decode_attention.calls import call_reference, check, check_rounding, op
 from tests.ops.paging import poison
 
@@ -21,7 +21,7 @@ BLOCKS_OF_64 = Config(block=64, stages=2)  # several units, and stages used twic
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_matches_reference(hopper, spec):
-    arrays = make_inputs(spec, jax.random.key(7))
+    arrays = inputs(make_inputs, spec, 7)
     check(spec, hopper.run(op("mosaic", spec), *arrays), call_reference(spec, arrays))
 
 
@@ -30,7 +30,7 @@ def test_matches_reference(hopper, spec):
     "spec", cases([s for s in SPECS if s.tag == "primary" and s.B * s.S <= 2**18])
 )
 def test_matches_reference_at_model_shapes(hopper_gpu, spec):
-    arrays = make_inputs(spec, jax.random.key(8))
+    arrays = inputs(make_inputs, spec, 8)
     got = hopper_gpu.run(op("mosaic", spec), *arrays, num_sms=0)
     # The reference would gather every key once per query head; one row at a time fits.
     for b in range(spec.B):
@@ -43,7 +43,7 @@ def test_matches_reference_at_model_shapes(hopper_gpu, spec):
     Config(block=64, stages=2, ctas_per_sm=2),
 ], ids=["64x2", "64x3", "128x2", "two-ctas"])  # fmt: skip
 def test_tilings(hopper, config):
-    arrays = make_inputs(SMALL, jax.random.key(9))
+    arrays = inputs(make_inputs, SMALL, 9)
     got = hopper.run(op("mosaic", config=config), *arrays)
     check(SMALL, got, call_reference(SMALL, arrays))
 
@@ -51,7 +51,7 @@ def test_tilings(hopper, config):
 @pytest.mark.parametrize("logits", ["scale 500", "one huge", "all equal"])
 def test_adversarial_logits(hopper, logits):
     """Weights of one and zero, one key far above the rest, and no difference at all."""
-    query, k_pages, v_pages, table, lengths = make_inputs(SMALL, jax.random.key(10))
+    query, k_pages, v_pages, table, lengths = inputs(make_inputs, SMALL, 10)
     if logits == "scale 500":
         signs = jnp.sign(k_pages[..., :1])
         query, k_pages = jnp.full_like(query, 8), jnp.ones_like(k_pages) * 7.8125 * signs
@@ -71,7 +71,7 @@ def test_adversarial_logits(hopper, logits):
 @pytest.mark.parametrize("lengths", [(0, 70), (0, 0)])
 def test_empty_rows(hopper, lengths):
     spec = dataclasses.replace(SMALL, lengths=lengths)
-    out, lse = hopper.run(op("mosaic"), *make_inputs(spec, jax.random.key(11)))
+    out, lse = hopper.run(op("mosaic"), *inputs(make_inputs, spec, 11))
     empty = np.array(lengths) == 0
     np.testing.assert_array_equal((np.asarray(out) == 0).all(axis=(1, 2, 3)), empty)
     np.testing.assert_array_equal(np.isneginf(lse).all(axis=(1, 2)), empty)
@@ -79,7 +79,7 @@ def test_empty_rows(hopper, lengths):
 
 
 def test_pages_in_another_order_give_equal_bits(hopper):
-    query, k_pages, v_pages, table, lengths = make_inputs(SMALL, jax.random.key(12))
+    query, k_pages, v_pages, table, lengths = inputs(make_inputs, SMALL, 12)
     order = jax.random.permutation(jax.random.key(1), len(k_pages))
     moved = (k_pages[order], v_pages[order], jnp.argsort(order).astype(jnp.int32)[table])
     got = hopper.run(op("mosaic"), query, *moved, lengths)
@@ -89,7 +89,7 @@ def test_pages_in_another_order_give_equal_bits(hopper):
 @pytest.mark.parametrize("page_size", [16, 128])
 def test_other_page_sizes_give_equal_bits(hopper, page_size):
     """The keys of a block meet in shared memory in one order, whatever pages they came from."""
-    query, k_pages, v_pages, table, lengths = make_inputs(SMALL, jax.random.key(13))
+    query, k_pages, v_pages, table, lengths = inputs(make_inputs, SMALL, 13)
     want = hopper.run(op("mosaic"), query, k_pages, v_pages, table, lengths)
 
     def repage(pages):
@@ -104,7 +104,7 @@ def test_other_page_sizes_give_equal_bits(hopper, page_size):
 @pytest.mark.parametrize("num_sms", [1, 3, 9])
 def test_other_numbers_of_sms_change_only_rounding(hopper, num_sms):
     """One CTA with everything; cuts within requests; more CTAs than units."""
-    arrays = make_inputs(SMALL, jax.random.key(14))
+    arrays = inputs(make_inputs, SMALL, 14)
     call = op("mosaic", config=BLOCKS_OF_64)
     check_rounding(
         SMALL, hopper.run(call, *arrays, num_sms=num_sms), hopper.run(call, *arrays, num_sms=2)
@@ -112,7 +112,7 @@ def test_other_numbers_of_sms_change_only_rounding(hopper, num_sms):
 
 
 def test_two_runs_give_equal_bits(hopper):
-    arrays = make_inputs(SMALL, jax.random.key(15))
+    arrays = inputs(make_inputs, SMALL, 15)
     same_bits(hopper.run(op("mosaic"), *arrays), hopper.run(op("mosaic"), *arrays))
 
 
@@ -123,7 +123,7 @@ def test_two_runs_give_equal_bits(hopper):
 ], ids=["p64", "p16", "p128"])  # fmt: skip
 def test_unused_pages_and_slots_may_hold_anything(hopper, spec):
     """NaN there, as another request may have left it, and table entries that are no pages."""
-    query, k_pages, v_pages, table, lengths = make_inputs(spec, jax.random.key(16))
+    query, k_pages, v_pages, table, lengths = inputs(make_inputs, spec, 16)
     want = call_reference(spec, (query, k_pages, v_pages, table, lengths))
     dirty = poison(k_pages, v_pages, table, lengths)
     check(spec, hopper.run(op("mosaic"), query, *dirty, lengths), want)

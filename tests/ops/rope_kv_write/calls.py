@@ -1,8 +1,18 @@
-"""Comparing the four results of `rope_kv_write`."""
+"""The reference of `rope_kv_write`, and comparing the four results."""
 
+import jax
+import numpy as np
+
+from jaxinfer.pallas_kernels.rope_kv_write.reference import rope_kv_write_reference
 from tests.metrics import assert_dtype_close
 
 RESULTS = ("q", "k", "k_pages", "v_pages")
+
+
+def call_reference(*arrays):
+    """Compiled once; tables and counts stay numbers."""
+    tables = [np.asarray(x) for x in arrays[7:]]
+    return jax.jit(lambda *floats: rope_kv_write_reference(*floats, *tables))(*arrays[:7])
 
 
 def check(spec, got, want, *, dtype=None) -> None:

@@ -8,11 +8,10 @@ import pytest
 
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
 from jaxinfer.pallas_kernels.rope_kv_write.mosaic_sm90 import rows_per_tile
-from jaxinfer.pallas_kernels.rope_kv_write.reference import rope_kv_write_reference
 from jaxinfer.pallas_kernels.rope_kv_write.specs import SPECS, RopeWriteSpec, make_inputs
 from tests.metrics import assert_dtype_close
-from tests.ops.cases import cases, same_bits
-from tests.ops.rope_kv_write.calls import check
+from tests.ops.cases import cases, inputs, same_bits
+from tests.ops.rope_kv_write.calls import call_reference, check
 
 mosaic = functools.partial(rope_kv_write, implementation="mosaic")
 xla = functools.partial(rope_kv_write, implementation="xla")
@@ -22,14 +21,14 @@ SMALL = RopeWriteSpec(model="small", B=3, T=4, N=6, K=2, H=64, page_size=16, sta
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_matches_reference(hopper, spec):
-    arrays = make_inputs(spec, jax.random.key(8))
-    check(spec, hopper.run(mosaic, *arrays), rope_kv_write_reference(*arrays))
+    arrays = inputs(make_inputs, spec, 8)
+    check(spec, hopper.run(mosaic, *arrays), call_reference(*arrays))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("spec", cases(SPECS, "primary"))
 def test_matches_xla_at_model_shapes(hopper_gpu, spec):
-    arrays = make_inputs(spec, jax.random.key(9))
+    arrays = inputs(make_inputs, spec, 9)
     check(spec, hopper_gpu.run(mosaic, *arrays), jax.jit(xla)(*arrays))
 
 
@@ -40,12 +39,12 @@ def test_divisions_of_the_heads(hopper, N, K, H, rows):
     """Every layout of the rotation's registers: 4, 2 and 1 heads at once."""
     assert rows_per_tile(N + K, H) == rows
     spec = RopeWriteSpec(model="heads", B=1, T=2, N=N, K=K, H=H, page_size=16, start=15)
-    arrays = make_inputs(spec, jax.random.key(10))
-    check(spec, hopper.run(mosaic, *arrays), rope_kv_write_reference(*arrays))
+    arrays = inputs(make_inputs, spec, 10)
+    check(spec, hopper.run(mosaic, *arrays), call_reference(*arrays))
 
 
 def test_tokens_past_the_count_are_written_nowhere(hopper):
-    arrays = make_inputs(SMALL, jax.random.key(11))
+    arrays = inputs(make_inputs, SMALL, 11)
     q, k, v, cos, sin, k_pages, v_pages, table, start, counts = arrays
     past = (jnp.arange(SMALL.T) >= counts[:, None])[:, :, None, None]
     k, v = jnp.where(past, jnp.nan, k), jnp.where(past, jnp.nan, v)
@@ -53,27 +52,27 @@ def test_tokens_past_the_count_are_written_nowhere(hopper):
     got = hopper.run(
         mosaic, q, k, v, cos, sin, k_pages, v_pages, table, start.at[1].set(10_000), counts
     )
-    want = rope_kv_write_reference(*arrays)
+    want = call_reference(*arrays)
     assert_dtype_close(got[2], want[2], SMALL.dtype)
     same_bits(got[3], want[3])
 
 
 def test_pools_outside_the_call_keep_their_bits(hopper):
     """Without donation the caller's pools are copied, never written."""
-    arrays = make_inputs(SMALL, jax.random.key(12))
+    arrays = inputs(make_inputs, SMALL, 12)
     before = [pool.copy() for pool in arrays[5:7]]
     hopper.run(mosaic, *arrays)
     same_bits(arrays[5:7], before)
 
 
 def test_two_runs_give_equal_bits(hopper):
-    arrays = make_inputs(SMALL, jax.random.key(13))
+    arrays = inputs(make_inputs, SMALL, 13)
     same_bits(hopper.run(mosaic, *arrays), hopper.run(mosaic, *arrays))
 
 
 @pytest.mark.gpu
 def test_donated_pools_are_updated_in_place(hopper_gpu):
-    arrays = make_inputs(SMALL, jax.random.key(14))
+    arrays = inputs(make_inputs, SMALL, 14)
     want = hopper_gpu.run(mosaic, *arrays)
     donating = jax.jit(mosaic, donate_argnums=(5, 6))
     addresses = [arrays[i].unsafe_buffer_pointer() for i in (5, 6)]

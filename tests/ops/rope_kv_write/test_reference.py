@@ -2,23 +2,22 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxinfer.pallas_kernels.rope_kv_write.reference import rope_kv_write_reference, rotate_half
+from jaxinfer.pallas_kernels.rope_kv_write.reference import rotate_half
 from jaxinfer.pallas_kernels.rope_kv_write.specs import SPECS, make_inputs
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
-from tests.ops.cases import cases, normal
-from tests.ops.rope_kv_write.calls import check
+from tests.ops.cases import cases, inputs, normal
+from tests.ops.rope_kv_write.calls import call_reference, check
 
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_matches_float64(spec):
     spec = dataclasses.replace(spec, dtype="float32")
-    arrays = make_inputs(spec, jax.random.key(1))
-    check(spec, rope_kv_write_reference(*arrays), oracle.rope_kv_write(*arrays))
+    arrays = inputs(make_inputs, spec, 1)
+    check(spec, call_reference(*arrays), oracle.rope_kv_write(*arrays))
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only():

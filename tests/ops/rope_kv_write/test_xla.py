@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
-from jaxinfer.pallas_kernels.rope_kv_write.reference import rope_kv_write_reference
 from jaxinfer.pallas_kernels.rope_kv_write.specs import SPECS, RopeWriteSpec, make_inputs
 from tests.ops import oracle
-from tests.ops.cases import cases, same_bits
-from tests.ops.rope_kv_write.calls import check
+from tests.ops.cases import cases, inputs, same_bits
+from tests.ops.rope_kv_write.calls import call_reference, check
 
 xla = jax.jit(functools.partial(rope_kv_write, implementation="xla"))
 SMALL = RopeWriteSpec(model="small", B=3, T=5, N=4, K=2, H=6, page_size=4, start=(0, 3, 9),
@@ -21,8 +20,8 @@ SMALL = RopeWriteSpec(model="small", B=3, T=5, N=4, K=2, H=6, page_size=4, start
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_matches_reference(spec):
-    arrays = make_inputs(spec, jax.random.key(2))
-    check(spec, xla(*arrays), rope_kv_write_reference(*arrays))
+    arrays = inputs(make_inputs, spec, 2)
+    check(spec, xla(*arrays), call_reference(*arrays))
 
 
 @pytest.mark.parametrize("changes", [
@@ -30,13 +29,13 @@ def test_matches_reference(spec):
 ], ids=str)  # fmt: skip
 def test_odd_sizes(changes):
     spec = dataclasses.replace(SMALL, **changes)
-    arrays = make_inputs(spec, jax.random.key(3))
+    arrays = inputs(make_inputs, spec, 3)
     check(spec, xla(*arrays), oracle.rope_kv_write(*arrays))
 
 
 def test_tokens_past_the_count_are_written_nowhere():
     """Whatever they hold, wherever their positions point, pools keep their bits."""
-    arrays = make_inputs(SMALL, jax.random.key(4))
+    arrays = inputs(make_inputs, SMALL, 4)
     q, k, v, cos, sin, k_pages, v_pages, table, start, counts = arrays
     past = (jnp.arange(SMALL.T) >= counts[:, None])[:, :, None, None]
     k, v = jnp.where(past, jnp.nan, k), jnp.where(past, jnp.nan, v)
@@ -46,7 +45,7 @@ def test_tokens_past_the_count_are_written_nowhere():
 
 
 def test_values_are_copied_bit_by_bit():
-    arrays = make_inputs(SMALL, jax.random.key(5))
+    arrays = inputs(make_inputs, SMALL, 5)
     v, table, start, counts = arrays[2], *arrays[7:]
     pages = xla(*arrays)[3]
     for b in range(SMALL.B):
@@ -56,7 +55,7 @@ def test_values_are_copied_bit_by_bit():
 
 
 def test_donated_pools_are_updated_in_place():
-    arrays = make_inputs(SMALL, jax.random.key(6))
+    arrays = inputs(make_inputs, SMALL, 6)
     want = xla(*arrays)
     donating = jax.jit(
         functools.partial(rope_kv_write, implementation="xla"), donate_argnums=(5, 6)
@@ -76,7 +75,7 @@ def test_token_counts_change_without_recompilation():
         traces.append(1)
         return rope_kv_write(*arrays, implementation="xla")
 
-    arrays = make_inputs(SMALL, jax.random.key(7))
+    arrays = inputs(make_inputs, SMALL, 7)
     call(*arrays)
     call(*arrays[:8], arrays[8] + 1, arrays[9] * 0)
     assert len(traces) == 1
