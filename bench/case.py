@@ -1,7 +1,9 @@
 """What a benchmark measures: a case of an op, and the implementations that compete on it."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, Protocol
 
 import jax
@@ -122,6 +124,37 @@ class OpCase:
     make_inputs: Callable[[jax.Array], Arrays]
     reference: Callable[..., Any]
     table: Mapping[str, Implementation]
+
+    @classmethod
+    def of(
+        cls,
+        op: str,
+        specs: ModuleType,
+        spec: Any,
+        *,
+        reference: Callable[..., Any],
+        table: Mapping[str, Implementation],
+    ) -> "OpCase":
+        """The case of a spec.
+
+        Args:
+            op: As the attribute.
+            specs: The op's `specs.py`: how to make inputs, and to count bytes and operations.
+            spec: One of its `SPECS`.
+            reference: As the attribute.
+            table: As the attribute.
+        """
+        return cls(
+            op=op,
+            name=spec.name,
+            tag=spec.tag,
+            flops=specs.count_flops(spec),
+            bytes=specs.count_bytes(spec),
+            dtype=spec.dtype,
+            make_inputs=functools.partial(specs.make_inputs, spec),
+            reference=reference,
+            table=table,
+        )
 
     @property
     def implementations(self) -> tuple[str, ...]:

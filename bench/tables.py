@@ -138,9 +138,9 @@ def _caption(grid: Grid, shown: tuple[str, ...]) -> str:
     if any("ran" in row for row in grid.rows.values()):
         what += ", in parentheses what `dispatch` took"
     left_out = [name for name in grid.implementations if name not in shown]
-    best = (
-        "the fastest of all measured ones, those left out here too" if left_out else "the fastest"
-    )
+    best = "the fastest, where ours had a rival"
+    if left_out:
+        best += "; those left out here compete too"
     note = f"; {_NONE}: not supported or not measured" if _has_gaps(grid, shown) else ""
     return f"{grid.device}, {grid.provenance}. {what}; bold: {best}{note}."
 
@@ -156,7 +156,9 @@ def _line(grid: Grid, case: str, shown: tuple[str, ...]) -> list[str]:
         rivals = {name: row for name, row in rows.items() if name in shown or name not in twins}
     else:
         rivals = rows
-    best = min((row["median_us"] for row in rivals.values()), default=0.0)
+    # Ours alone win nothing: bold says that somebody else was measured too.
+    competed = any(name not in twins and name != "mosaic" for name in rivals)
+    best = min((row["median_us"] for row in rivals.values()), default=0.0) if competed else 0.0
     cells = [_cell(rows[name], grid, best) if name in rows else _NONE for name in shown]
     floor = grid.floor_us(case)
     share = percent(ours["floor_share"]) if ours and floor else _NONE

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import plain_jax
-from bench.case import WrongResult
+from bench.case import Measurement, WrongResult
 from jaxinfer.engine.engine import Engine, EngineConfig
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
@@ -94,7 +94,7 @@ def kv_bytes(config: DecoderConfig, tokens: float) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """When tokens of the first request had reached the host: (seconds, tokens so far)."""
+    """When tokens of the last request had reached the host: (seconds, tokens so far)."""
 
     events: list[tuple[float, int]]
 
@@ -119,6 +119,27 @@ def run_engine(engine: Engine, tokens: np.ndarray, new_tokens: int) -> Progress:
     if count != new_tokens:
         raise WrongResult(f"{count} tokens came, {new_tokens} were asked for")
     return Progress(events=events)
+
+
+def measurement(
+    name: str, runner: str, once: Callable[[str, int], float], *, runs: int, tokens: int
+) -> Measurement:
+    """Check a runner, then time it.
+
+    Args:
+        name: Model.
+        runner: One of `RUNNERS`.
+        once: A run of that runner with a seed; its time, µs.
+        runs: Timed runs.
+        tokens: That one such time yields, for the rate.
+    """
+    error = check_runner(name, runner)
+    start = time.perf_counter()
+    once(runner, 0)
+    compile_s = time.perf_counter() - start
+    times = [once(runner, seed) for seed in range(1, runs + 1)]
+    rate = tokens * 1e6 / float(np.median(times))
+    return Measurement.of(times, rel_rms=error, compile_s=compile_s, extra={"tokens_per_s": rate})
 
 
 @functools.cache

@@ -45,6 +45,6 @@ def load_pair(
 def _check_implementation(name: str | None, config: DecoderConfig, dtype: Any) -> None:
     """Refuse a name that no op has: ops that lack one keep their own, so nobody would notice."""
     if name is not None:
-        from jaxinfer.cli.ops import check_implementation
+        from jaxinfer.op_choices import check_implementation
 
         check_implementation(name, config, dtype)

@@ -70,6 +70,7 @@ __all__ = [
     "layout_cast",
     "load",
     "lower_for_cuda",
+    "lowers_transposed_stores",
     "pl",
     "set_max_registers",
     "tiled_layout",
@@ -79,7 +80,16 @@ __all__ = [
     "wgmma_wait",
 ]
 
+# JAX 0.12 lowers no plain store that is not an optimal transfer, and finds none for a transposed
+# wgmma result: kernels that need one are refused there. The interpreter does not mind.
+_TRANSPOSED_STORES = jax.__version_info__ < (0, 12)
+
 _interpreting: list[bool] = [False]
+
+
+def lowers_transposed_stores() -> bool:
+    """Whether `ref.T[...] = wgmma_result` can be compiled by this JAX."""
+    return _TRANSPOSED_STORES or interpreting()
 
 
 def interpreting() -> bool:

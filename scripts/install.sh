@@ -27,7 +27,7 @@ fi
 gpu=$(gpu_extra)
 case $kind in
   run)    what=(-e ".[${gpu#,}]" -c constraints.txt) ;;
-  dev)    what=(-e ".[dev,hf$gpu]" 'pyright[nodejs]' -c constraints.txt) ;;
+  dev)    what=(-e ".[dev,hf$gpu]" -c constraints.txt) ;;
   newest) what=(-e ".[dev$gpu]" --upgrade --upgrade-strategy eager) ;;
   *)      echo "error: unknown kind of installation: $kind" >&2; exit 2 ;;
 esac

@@ -5,14 +5,9 @@ import functools
 import jax
 
 from bench.case import Implementation, OpCase
+from jaxinfer.pallas_kernels.attention import specs
 from jaxinfer.pallas_kernels.attention.api import attention
-from jaxinfer.pallas_kernels.attention.specs import (
-    SPECS,
-    AttentionSpec,
-    count_bytes,
-    count_flops,
-    make_inputs,
-)
+from jaxinfer.pallas_kernels.attention.specs import SPECS, AttentionSpec
 from jaxinfer.pallas_kernels.dispatch import NotSupported
 
 _LONGEST_DENSE = 16384  # beyond it the scores of jax.nn's XLA path exceed the memory
@@ -26,14 +21,10 @@ def cases() -> list[OpCase]:
 def _case(spec: AttentionSpec) -> OpCase:
     names = ("flash_attn3", "cudnn", "tokamax", "xla")
     calls = {name: _ours(spec, name) for name in names}
-    return OpCase(
-        op="attention",
-        name=spec.name,
-        tag=spec.tag,
-        flops=count_flops(spec),
-        bytes=count_bytes(spec),
-        dtype=spec.dtype,
-        make_inputs=functools.partial(make_inputs, spec),
+    return OpCase.of(
+        "attention",
+        specs,
+        spec,
         reference=functools.partial(_reference, spec),
         table={
             "dispatch": _ours(spec, None),

@@ -5,14 +5,9 @@ import functools
 from bench.case import Implementation, OpCase
 from bench.cases.peers import contiguous, flash_attn3_decode, jax_nn_decode, token_major
 from jaxinfer.pallas_kernels.attention.api import attention
+from jaxinfer.pallas_kernels.decode_attention import specs
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
-from jaxinfer.pallas_kernels.decode_attention.specs import (
-    SPECS,
-    DecodeSpec,
-    count_bytes,
-    count_flops,
-    make_inputs,
-)
+from jaxinfer.pallas_kernels.decode_attention.specs import SPECS, DecodeSpec
 
 
 def cases() -> list[OpCase]:
@@ -32,14 +27,10 @@ def _case(spec: DecodeSpec) -> OpCase:
             prepare=token_major if paged else contiguous,
         )
 
-    return OpCase(
-        op="decode_attention",
-        name=spec.name,
-        tag=spec.tag,
-        flops=count_flops(spec),
-        bytes=count_bytes(spec),
-        dtype=spec.dtype,
-        make_inputs=functools.partial(make_inputs, spec),
+    return OpCase.of(
+        "decode_attention",
+        specs,
+        spec,
         reference=functools.partial(_reference, spec),
         table={
             "dispatch": ours(None),

@@ -5,17 +5,16 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from bench import plain_jax
 from bench.case import Measurement
 from bench.whole_model import (
     MODELS,
     RUNNERS,
-    check_runner,
     dtype,
     engine_of,
     kv_bytes,
+    measurement,
     model_of,
     plain_of,
     prompts,
@@ -71,16 +70,9 @@ class DecodeCase:
 
     def measure(self, implementation: str, *, repeats: int) -> Measurement:
         """Time answers of 128 tokens; see `Case.measure`."""
-        error = check_runner(self.model, implementation)
         once = self._plain if implementation.startswith("plain_") else self._engine
-        start = time.perf_counter()
-        once(implementation, 0)
-        compile_s = time.perf_counter() - start
-        times = [once(implementation, seed) for seed in range(1, max(2, repeats // 7) + 1)]
-        rate = self.B * 1e6 / float(np.median(times))
-        return Measurement.of(
-            times, rel_rms=error, compile_s=compile_s, extra={"tokens_per_s": rate}
-        )
+        runs = max(2, repeats // 7)
+        return measurement(self.model, implementation, once, runs=runs, tokens=self.B)
 
     @property
     def _prompt(self) -> int:

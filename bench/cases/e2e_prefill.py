@@ -12,9 +12,9 @@ from bench.case import Measurement
 from bench.whole_model import (
     MODELS,
     RUNNERS,
-    check_runner,
     engine_of,
     kv_bytes,
+    measurement,
     model_of,
     plain_of,
     prompts,
@@ -65,16 +65,9 @@ class PrefillCase:
 
     def measure(self, implementation: str, *, repeats: int) -> Measurement:
         """Time prompts; see `Case.measure`."""
-        error = check_runner(self.model, implementation)
         once = self._plain if implementation.startswith("plain_") else self._engine
-        start = time.perf_counter()
-        once(implementation, 0)
-        compile_s = time.perf_counter() - start
-        times = [once(implementation, seed) for seed in range(1, max(2, repeats // 2) + 1)]
-        rate = self.T * 1e6 / float(np.median(times))
-        return Measurement.of(
-            times, rel_rms=error, compile_s=compile_s, extra={"tokens_per_s": rate}
-        )
+        runs = max(2, repeats // 2)
+        return measurement(self.model, implementation, once, runs=runs, tokens=self.T)
 
     def _engine(self, runner: str, seed: int) -> float:
         engine = engine_of(self.model, runner, 1, 8448)

@@ -5,17 +5,12 @@ import functools
 from bench.case import Implementation, OpCase
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported
+from jaxinfer.pallas_kernels.matmul import specs
 from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.matmul.config import deepest
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
-from jaxinfer.pallas_kernels.matmul.specs import (
-    SPECS,
-    MatmulSpec,
-    count_bytes,
-    count_flops,
-    make_inputs,
-)
+from jaxinfer.pallas_kernels.matmul.specs import SPECS, MatmulSpec
 
 # Tilings that compete in tuning: (block_n, block_k, cluster) by name.
 TILINGS = {
@@ -53,14 +48,10 @@ def _case(spec: MatmulSpec) -> OpCase:
 
         return Implementation(call=call)
 
-    return OpCase(
-        op="matmul",
-        name=spec.name,
-        tag=spec.tag,
-        flops=count_flops(spec),
-        bytes=count_bytes(spec),
-        dtype=spec.dtype,
-        make_inputs=functools.partial(make_inputs, spec),
+    return OpCase.of(
+        "matmul",
+        specs,
+        spec,
         reference=functools.partial(matmul_reference, **options),
         table={
             "dispatch": ours(None),

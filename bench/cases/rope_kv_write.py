@@ -3,14 +3,9 @@
 import functools
 
 from bench.case import Arrays, Implementation, OpCase
+from jaxinfer.pallas_kernels.rope_kv_write import specs
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
-from jaxinfer.pallas_kernels.rope_kv_write.specs import (
-    SPECS,
-    RopeWriteSpec,
-    count_bytes,
-    count_flops,
-    make_inputs,
-)
+from jaxinfer.pallas_kernels.rope_kv_write.specs import SPECS, RopeWriteSpec
 
 _POOLS = (5, 6)
 
@@ -25,14 +20,10 @@ def _case(spec: RopeWriteSpec) -> OpCase:
         call = functools.partial(rope_kv_write, implementation=name)
         return Implementation(call=call, prepare=_copy, donate=_POOLS, renew=_renew)
 
-    return OpCase(
-        op="rope_kv_write",
-        name=spec.name,
-        tag=spec.tag,
-        flops=count_flops(spec),
-        bytes=count_bytes(spec),
-        dtype=spec.dtype,
-        make_inputs=functools.partial(make_inputs, spec),
+    return OpCase.of(
+        "rope_kv_write",
+        specs,
+        spec,
         reference=_reference,
         table={"dispatch": ours(None), "mosaic": ours("mosaic"), "xla": ours("xla")},
     )

@@ -11,7 +11,7 @@ from tyro.conf import arg
 from jaxinfer.cli.options import Output
 
 if TYPE_CHECKING:
-    from jaxinfer.cli.ops import OpChoice
+    from jaxinfer.op_choices import OpChoice
     from jaxinfer.pallas_kernels.device import DeviceSpec
 
 EXAMPLES = """
@@ -22,7 +22,7 @@ jaxinfer info --model model.gguf --json
 
 _PACKAGES = (
     "jaxinfer", "jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax",
-    "orbax-checkpoint", "tokenizers", "gguf", "huggingface-hub", "flash-attn3-jax", "tokamax",
+    "orbax-checkpoint", "tokenizers", "huggingface-hub", "flash-attn3-jax", "tokamax",
 )  # fmt: skip
 
 
@@ -55,9 +55,9 @@ class Info(Output):
         import jax
         import jax.numpy as jnp
 
-        from jaxinfer.cli.ops import op_choices
         from jaxinfer.default_model import DEFAULT_MODEL, cache_dir
         from jaxinfer.models.config import DecoderConfig
+        from jaxinfer.op_choices import op_choices
 
         spec = _device(self.device)
         auto = "bfloat16" if spec.platform == "gpu" else "float32"

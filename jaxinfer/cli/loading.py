@@ -64,7 +64,7 @@ def start_engine(
     from jaxinfer.llm import LLM
 
     if options.implementation is not None:
-        from jaxinfer.cli.ops import check_implementation
+        from jaxinfer.op_choices import check_implementation
 
         dtype = dtype_of(options.dtype)
         check_implementation(options.implementation, checkpoint.config, dtype)

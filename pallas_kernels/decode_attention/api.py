@@ -4,9 +4,11 @@ import functools
 import math
 from typing import Literal, TypedDict, Unpack, overload
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention import config as configs
 from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config, decode_attention_mosaic
 from jaxinfer.pallas_kernels.decode_attention.xla import decode_attention_xla
@@ -140,6 +142,8 @@ def _check_mosaic(device: DeviceSpec, query, k_pages) -> None:
     refuse = functools.partial(NotSupported, _NAME, "mosaic")
     if not device.is_hopper:
         raise refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
+    if not plgpu.lowers_transposed_stores():
+        raise refuse(f"JAX {jax.__version__}", "JAX 0.11")
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         raise refuse(f"dtype {query.dtype}", "bfloat16, float16")
     if query.shape[3] not in (64, 128, 256):

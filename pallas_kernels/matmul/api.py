@@ -3,9 +3,11 @@
 import functools
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
 from jaxinfer.pallas_kernels.matmul import config as configs
@@ -86,6 +88,8 @@ def _check_mosaic(x, *, M: int, K: int, out_n: int, config: Config | None) -> No
     device = current_device()
     if not device.is_hopper:
         raise refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
+    if not plgpu.lowers_transposed_stores():
+        raise refuse(f"JAX {jax.__version__}", "JAX 0.11")
     if x.dtype not in (jnp.bfloat16, jnp.float16):
         raise refuse(f"dtype {x.dtype}", "bfloat16, float16")
     if not 1 <= M <= configs.MAX_ROWS:

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinfer.cli.main import main
-from jaxinfer.cli.ops import op_choices
 from jaxinfer.models.config import DecoderConfig
+from jaxinfer.op_choices import op_choices
 from jaxinfer.pallas_kernels.device import CPU, H100
 from jaxinfer.pallas_kernels.dispatch import NotSupported, choose, explain
 
