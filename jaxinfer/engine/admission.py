@@ -106,7 +106,7 @@ class Admission:
 
 def _plain(prompt_token_ids: Sequence[int]) -> list[int]:
     try:
-        return [operator.index(token) for token in prompt_token_ids]
+        return list(map(operator.index, prompt_token_ids))
     except TypeError:
         raise TypeError(
             f"a prompt must be a list of token ids (integers); got {prompt_token_ids!r:.80}"

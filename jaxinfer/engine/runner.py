@@ -13,7 +13,7 @@ from jaxinfer.engine.batch import Chunk, DecodeRow, DecodeState, PrefillInputs, 
 from jaxinfer.engine.buckets import Buckets, round_up
 from jaxinfer.engine.logprobs import prompt_logprobs
 from jaxinfer.engine.sampler import sample
-from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, build_state
+from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, sampling_arrays
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import forward
@@ -105,10 +105,10 @@ class Runner:
         if prompt_top is not None:
             arrays["targets"] = _padded([chunk.targets or () for chunk in chunks], (B, T))
         sampling = self._sampling([*(chunk.row for chunk in chunks), *empty], flags)
-        inputs = PrefillInputs(**jax.device_put(arrays), sampling=sampling)
         with self._forced():
+            # Arrays of the host: the compiled call takes them over faster than `device_put` does.
             self._pages, result = self._prefill(
-                self._weights, pages=self._pages, inputs=inputs, flags=flags,
+                self._weights, pages=self._pages, arrays=arrays, sampling=sampling, flags=flags,
                 fresh=not any(start), prompt_top=prompt_top,
             )  # fmt: skip
         return result
@@ -133,7 +133,8 @@ class Runner:
         }
         empty = [None] * (B - len(rows))
         sampling = self._sampling([*(row.row for row in rows), *empty], flags)
-        self._state = DecodeState(**jax.device_put(arrays), sampling=sampling)
+        arrays, sampling = jax.device_put((arrays, sampling))
+        self._state = DecodeState(**arrays, sampling=SamplingState(**sampling))
 
     def set_tables(self, tables: Sequence[Sequence[int]]) -> None:
         """Tell the rows about pages that they were given since."""
@@ -188,13 +189,15 @@ class Runner:
         weights: list[jax.Array],
         *,
         pages: Pages,
-        inputs: PrefillInputs,
+        arrays: dict[str, jax.Array],
+        sampling: dict[str, jax.Array],
         flags: SamplingFlags,
         fresh: bool,
         prompt_top: int | None,
     ) -> tuple[Pages, StepResult]:
         self.programs += 1
         model: Decoder = jax.tree.unflatten(self._structure, weights)
+        inputs = PrefillInputs(**arrays, sampling=SamplingState(**sampling))
         cache = PagedKVCache(
             k_pages=pages[0], v_pages=pages[1], page_table=inputs.page_table, lengths=inputs.start
         )
@@ -222,9 +225,9 @@ class Runner:
         width = self._buckets.width(max((len(pages) for pages in tables), default=1))
         return _padded(tables, (rows, width))
 
-    def _sampling(self, rows: Sequence[Row | None], flags: SamplingFlags) -> SamplingState:
+    def _sampling(self, rows: Sequence[Row | None], flags: SamplingFlags) -> dict[str, Any]:
         stop = max((len(row.stop_ids) for row in rows if row is not None), default=0)
-        return build_state(
+        return sampling_arrays(
             rows,
             vocab_size=self.config.vocab_size,
             stop_width=round_up(stop, lowest=8, highest=2**31),

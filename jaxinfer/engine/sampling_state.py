@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,13 +107,13 @@ class Row:
     output_ids: Sequence[int]
 
 
-def build_state(
+def sampling_arrays(
     rows: Sequence[Row | None], *, vocab_size: int, stop_width: int, penalties: bool
-) -> SamplingState:
-    """Put rows on the device; None is an empty row.
+) -> dict[str, Any]:
+    """The fields of `SamplingState`, still on the host but for `counts` and `in_prompt`.
 
     Args:
-        rows: One per row of the batch.
+        rows: One per row of the batch; None is an empty row.
         vocab_size: V.
         stop_width: S; no row may have more stop tokens.
         penalties: Count earlier tokens.
@@ -127,7 +128,7 @@ def build_state(
     for i, row in enumerate(rows):
         if row is not None:
             stop[i, : len(row.stop_ids)] = row.stop_ids
-    arrays = {
+    arrays: dict[str, Any] = {
         "temperature": floats("temperature"),
         "top_k": np.asarray([min(p.top_k, vocab_size) for p in params], np.int32),
         "top_p": floats("top_p"),
@@ -140,16 +141,13 @@ def build_state(
         "floor": np.asarray([p.min_tokens for p in params], np.int32),
         "stop_ids": stop,
     }
-    state = SamplingState(**jax.device_put(arrays))
     if not penalties:
-        return state
+        return arrays
     prompt = _padded([[] if r is None else r.prompt_ids for r in rows])
     output = _padded([[] if r is None else r.output_ids for r in rows])
-    return dataclasses.replace(
-        state,
-        counts=_count(output, vocab_size=vocab_size),
-        in_prompt=_count(prompt, vocab_size=vocab_size) > 0,
-    )
+    arrays["counts"] = _count(output, vocab_size=vocab_size)
+    arrays["in_prompt"] = _count(prompt, vocab_size=vocab_size) > 0
+    return arrays
 
 
 def _padded(sequences: Sequence[Sequence[int]]) -> np.ndarray:

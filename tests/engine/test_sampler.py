@@ -13,7 +13,7 @@ from scipy import stats
 
 from jaxinfer.engine.request import request_key
 from jaxinfer.engine.sampler import sample
-from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, build_state
+from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, sampling_arrays
 from jaxinfer.sampling_params import SamplingParams
 
 V = 24
@@ -30,7 +30,8 @@ def row(params: SamplingParams, *, key=(1, 2), prompt=(), output=(), stop=()) ->
 
 
 def state_of(rows: list[Row | None], *, penalties: bool = True) -> SamplingState:
-    return build_state(rows, vocab_size=V, stop_width=8, penalties=penalties)
+    arrays = sampling_arrays(rows, vocab_size=V, stop_width=8, penalties=penalties)
+    return SamplingState(**jax.device_put(arrays))
 
 
 def draw(scores: np.ndarray, rows: list[Row | None], flags: SamplingFlags = EVERYTHING):
