@@ -13,6 +13,7 @@ import numpy as np
 from bench import plain_jax
 from bench.case import Measurement, WrongResult
 from jaxinfer.engine.engine import Engine, EngineConfig
+from jaxinfer.engine.sizing import default_batched_tokens, reads_only_lengths
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
@@ -54,11 +55,11 @@ def engine_of(name: str, runner: str, rows: int, length: int) -> Engine:
         num_pages=rows * -(-length // _PAGE),
         page_size=_PAGE,
         max_num_seqs=rows,
-        max_num_batched_tokens=8192,
+        max_num_batched_tokens=default_batched_tokens(),
         steps_per_sync=8,
         dtype=dtype(),
         implementation=None if runner == "dispatch" else runner,
-        full_tables=runner == "dispatch" and current_device().is_hopper,
+        full_tables=runner == "dispatch" and reads_only_lengths(MODELS[name](), _PAGE, dtype()),
     )
     return Engine(model_of(name), None, config)
 

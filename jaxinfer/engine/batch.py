@@ -43,7 +43,6 @@ class PrefillInputs:
         start: `[B]` int32, tokens already in the cache.
         count: `[B]` int32, real tokens among the T.
         page_table: `[B, M]` int32.
-        sampling: Parameters of the sampler.
     """
 
     tokens: jax.Array
@@ -51,7 +50,6 @@ class PrefillInputs:
     start: jax.Array
     count: jax.Array
     page_table: jax.Array
-    sampling: SamplingState
 
 
 @pytree

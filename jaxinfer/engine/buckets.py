@@ -27,7 +27,8 @@ class Buckets:
         table_width: Most pages of a row.
         fixed: Always the largest number of rows, one request per prefill and whole page tables,
             so that no other request changes the shape of a computation.
-        full_tables: Whole page tables, for attention that reads only what lengths reach.
+        full_tables: Whole page tables where rows decode, for an attention that reads only what
+            lengths reach.
     """
 
     max_num_seqs: int
@@ -51,8 +52,12 @@ class Buckets:
         """Rows of a prefill call of `count` prompts padded to `tokens`."""
         return round_up(count, lowest=1, highest=max(self.max_num_batched_tokens // tokens, 1))
 
-    def width(self, pages: int) -> int:
-        """Columns of a page table that must reach `pages` pages."""
-        if self.fixed or self.full_tables:
+    def decode_width(self, pages: int) -> int:
+        """Columns of the page table of a decode call that must reach `pages` pages."""
+        return self.table_width if self.full_tables else self.prefill_width(pages)
+
+    def prefill_width(self, pages: int) -> int:
+        """Columns of the page table of a prefill call; its attention reads them all."""
+        if self.fixed:
             return self.table_width
         return round_up(max(pages, 1), lowest=min(4, self.table_width), highest=self.table_width)

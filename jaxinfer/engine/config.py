@@ -21,7 +21,7 @@ class EngineConfig:
         dtype: Of keys and values.
         implementation: Of every op that has it; None: the measured choice.
         batch_invariant: Compute every request in the same shapes whatever shares the batch.
-        full_tables: Attention reads only the pages that lengths reach.
+        full_tables: Attention of decode steps reads only the pages that lengths reach.
     """
 
     max_model_len: int

@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
@@ -197,15 +198,17 @@ class Engine:
         self._prefilled_last = True
         chunks = [self._chunk(request) for request in requests]
         wanted = [r.params.prompt_logprobs for r in requests if self._wants_prompt_logprobs(r)]
-        params = [request.params for request in requests]
-        flags = SamplingFlags.of(params, min_tokens=any(p.min_tokens for p in params))
+        ends = self._scheduler.ends_prompt(requests)
+        flags = _flags(requests) if ends else None
         now = time.monotonic()
         for request in requests:
             metrics = request.prompt.metrics
             if metrics.queue_s is None:
                 metrics.queue_s = now - metrics.arrival_s
         top = logprob_bucket(max(w for w in wanted if w is not None)) if wanted else None
-        result = jax.device_get(self.runner.prefill(chunks, flags=flags, prompt_top=top))
+        result: Any = self.runner.prefill(chunks, flags=flags, prompt_top=top)
+        if ends or top is not None:  # else the next chunk need not wait for this one
+            result = jax.device_get(result)
         for i, (request, chunk) in enumerate(zip(requests, chunks, strict=True)):
             self.metrics.prompt_tokens += len(chunk.tokens)
             if self._wants_prompt_logprobs(request):
@@ -313,8 +316,7 @@ class Engine:
             known, self._rows = self._latest, list(self._scheduler.running)
             self._latest = set(self._rows)
             if not self._latest <= known:  # those who stay keep the step that is compiled for them
-                params = [request.params for request in self._rows]
-                self._flags = SamplingFlags.of(params, min_tokens=any(p.min_tokens for p in params))
+                self._flags = _flags(self._rows)
             rows = [
                 DecodeRow(
                     token=request.tokens(request.num_tokens - 1, request.num_tokens)[0],
@@ -389,3 +391,9 @@ class Engine:
         for request in sorted(again, key=lambda r: (r.arrival, r.index), reverse=True):
             self._scheduler.requeue(request)
         self.runner.reset_if_lost()
+
+
+def _flags(requests: Sequence[Request]) -> SamplingFlags:
+    """What the sampler needs for these requests."""
+    params = [request.params for request in requests]
+    return SamplingFlags.of(params, min_tokens=any(p.min_tokens for p in params))

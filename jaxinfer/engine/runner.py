@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -81,13 +81,17 @@ class Runner:
             self._pages = self._new_pages()
 
     def prefill(
-        self, chunks: Sequence[Chunk], *, flags: SamplingFlags, prompt_top: int | None
+        self,
+        chunks: Sequence[Chunk],
+        *,
+        flags: SamplingFlags | None,
+        prompt_top: int | None,
     ) -> StepResult:
         """Put chunks of prompts into the cache and choose the token after each.
 
         Args:
             chunks: Together at most `max_num_batched_tokens` when padded.
-            flags: What the sampler needs.
+            flags: What the sampler needs; None: no token is chosen, since the prompt goes on.
             prompt_top: Report log-probabilities of the targets, and this many best tokens.
         """
         longest = max(len(chunk.tokens) for chunk in chunks)
@@ -99,12 +103,14 @@ class Runner:
             "tokens": _padded([chunk.tokens for chunk in chunks], (B, T)),
             "start": _padded(start, (B,)),
             "count": _padded([len(chunk.tokens) for chunk in chunks], (B,)),
-            "page_table": self._table([chunk.pages for chunk in chunks], B),
+            "page_table": self._table([c.pages for c in chunks], B, self._buckets.prefill_width),
             "targets": None,
         }
         if prompt_top is not None:
             arrays["targets"] = _padded([chunk.targets or () for chunk in chunks], (B, T))
-        sampling = self._sampling([*(chunk.row for chunk in chunks), *empty], flags)
+        sampling = None
+        if flags is not None:
+            sampling = self._sampling([*(chunk.row for chunk in chunks), *empty], flags)
         with self._forced():
             # Arrays of the host: the compiled call takes them over faster than `device_put` does.
             self._pages, result = self._prefill(
@@ -129,7 +135,7 @@ class Runner:
             "active": np.arange(B) < len(rows),
             "budget": _padded([row.budget for row in rows], (B,)),
             "lengths": _padded([row.length for row in rows], (B,)),
-            "page_table": self._table(tables, B),
+            "page_table": self._table(tables, B, self._buckets.decode_width),
         }
         empty = [None] * (B - len(rows))
         sampling = self._sampling([*(row.row for row in rows), *empty], flags)
@@ -139,12 +145,13 @@ class Runner:
     def set_tables(self, tables: Sequence[Sequence[int]]) -> None:
         """Tell the rows about pages that they were given since."""
         assert self._state is not None, "set_rows comes first"
-        table = self._table(tables, self._state.token.shape[0])
+        rows = self._state.token.shape[0]
+        table = self._table(tables, rows, self._buckets.decode_width)
         self._state = dataclasses.replace(self._state, page_table=jax.device_put(table))
 
     def has_decoder(self, rows: int, pages: int, *, flags: SamplingFlags) -> bool:
         """Whether a step is compiled for so many rows (a bucket) of at most so many pages."""
-        return (rows, self._buckets.width(pages), flags) in self._decoders
+        return (rows, self._buckets.decode_width(pages), flags) in self._decoders
 
     def decode(self, *, flags: SamplingFlags) -> StepResult:
         """Advance every active row by one token."""
@@ -190,21 +197,23 @@ class Runner:
         *,
         pages: Pages,
         arrays: dict[str, jax.Array],
-        sampling: dict[str, jax.Array],
-        flags: SamplingFlags,
+        sampling: dict[str, jax.Array] | None,
+        flags: SamplingFlags | None,
         fresh: bool,
         prompt_top: int | None,
     ) -> tuple[Pages, StepResult]:
         self.programs += 1
         model: Decoder = jax.tree.unflatten(self._structure, weights)
-        inputs = PrefillInputs(**arrays, sampling=SamplingState(**sampling))
+        inputs = PrefillInputs(**arrays)
         cache = PagedKVCache(
             k_pages=pages[0], v_pages=pages[1], page_table=inputs.page_table, lengths=inputs.start
         )
         hidden, cache = forward(model, inputs.tokens, cache, inputs.count, fresh=fresh)
-        last = jnp.maximum(inputs.count - 1, 0)[:, None, None]
-        logits = model.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0])
-        tokens, _, logprobs = sample(logits, inputs.sampling, flags)
+        tokens, logprobs = jnp.full_like(inputs.count, -1), None
+        if sampling is not None and flags is not None:
+            last = jnp.maximum(inputs.count - 1, 0)[:, None, None]
+            logits = model.logits(jnp.take_along_axis(hidden, last, axis=1)[:, 0])
+            tokens, _, logprobs = sample(logits, SamplingState(**sampling), flags)
         of_prompt = None
         if prompt_top is not None:
             assert inputs.targets is not None
@@ -221,9 +230,11 @@ class Runner:
 
         return pool(), pool()
 
-    def _table(self, tables: Sequence[Sequence[int]], rows: int) -> np.ndarray:
-        width = self._buckets.width(max((len(pages) for pages in tables), default=1))
-        return _padded(tables, (rows, width))
+    def _table(
+        self, tables: Sequence[Sequence[int]], rows: int, width: Callable[[int], int]
+    ) -> np.ndarray:
+        longest = max((len(pages) for pages in tables), default=1)
+        return _padded(tables, (rows, width(longest)))
 
     def _sampling(self, rows: Sequence[Row | None], flags: SamplingFlags) -> dict[str, Any]:
         stop = max((len(row.stop_ids) for row in rows if row is not None), default=0)

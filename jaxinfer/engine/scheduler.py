@@ -1,6 +1,7 @@
 """Who computes next: waiting requests, running requests, and the pages between them."""
 
 from collections import deque
+from collections.abc import Sequence
 
 from jaxinfer.engine.allocator import PageAllocator
 from jaxinfer.engine.buckets import Buckets
@@ -11,8 +12,8 @@ class Scheduler:
     """First come, first served.
 
     A request waits, is prefilled (in one chunk or several), runs, and ends. When pages run out,
-    the youngest running request goes back to the head of the queue; its answer so far is kept and
-    prefilled again with its prompt.
+    the youngest request that has some goes back to the head of the queue; its answer so far is
+    kept and prefilled again with its prompt.
 
     Attributes:
         pages: The page allocator.
@@ -75,6 +76,10 @@ class Scheduler:
         """Tokens of the request's next chunk."""
         return min(request.num_tokens - request.cached, self._buckets.max_num_batched_tokens)
 
+    def ends_prompt(self, requests: Sequence[Request]) -> bool:
+        """Whether the next chunk of each is its last; a chunk that is not comes alone."""
+        return all(r.cached + self.chunk(r) == r.num_tokens for r in requests)
+
     def prefilled(self, request: Request, count: int) -> bool:
         """Note that a chunk is in the cache; True if the prompt is complete and now runs."""
         request.cached += count
@@ -86,8 +91,9 @@ class Scheduler:
         return True
 
     def preempt_youngest(self) -> Request:
-        """Take the pages of the youngest running request; it will be prefilled again."""
-        request = max(self.running, key=lambda r: (r.arrival, r.index))
+        """Take the pages of the youngest request that has some; it will be prefilled again."""
+        holders = [*self.running, *([self.prefilling] if self.prefilling else [])]
+        request = max(holders, key=lambda r: (r.arrival, r.index))
         self.requeue(request)
         request.prompt.metrics.preemptions += 1
         return request

@@ -10,7 +10,9 @@ from jaxinfer.errors import KVCacheFullError
 from jaxinfer.models.cache import PAGE_SIZES
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
+from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 from jaxinfer.pallas_kernels.device import current_device
+from jaxinfer.pallas_kernels.dispatch import explain
 
 _CPU_CACHE_BYTES = 1 << 30
 _LONGEST_BY_DEFAULT = 32_768
@@ -61,13 +63,16 @@ def choose_sizes(
             f"trained for; got {max_model_len}"
         )
     rows = max_num_seqs or (8 if on_cpu else 64)
-    tokens = max_num_batched_tokens or (512 if on_cpu else 4096)
+    tokens = max_num_batched_tokens or default_batched_tokens()
     dtype = model.embed[...].dtype
     length = max_model_len or min(longest, _LONGEST_BY_DEFAULT)
     pages = num_gpu_blocks_override
     if pages is None:
         wanted = rows * -(-length // block_size)
-        budget = _CPU_CACHE_BYTES if on_cpu else _free_bytes(config, tokens, gpu_memory_utilization)
+        budget = _CPU_CACHE_BYTES
+        if not on_cpu:
+            scratch = _scratch_bytes(config, rows=rows, tokens=tokens, length=length)
+            budget = _free_bytes(gpu_memory_utilization) - scratch
         pages = min(wanted, budget // _page_bytes(config, block_size, dtype))
         if pages < 1:
             raise KVCacheFullError(
@@ -76,7 +81,6 @@ def choose_sizes(
             )
     if max_model_len is None:
         length = min(length, pages * block_size)
-    device = current_device()
     return EngineConfig(
         max_model_len=length,
         num_pages=pages,
@@ -88,8 +92,30 @@ def choose_sizes(
         seed=seed,
         implementation=implementation,
         batch_invariant=batch_invariant,
-        full_tables=device.is_hopper and implementation in (None, "mosaic"),
+        full_tables=implementation is None and reads_only_lengths(config, block_size, dtype),
     )
+
+
+def default_batched_tokens() -> int:
+    """Most tokens of one prefill call: enough to fill the device, few enough to wait for."""
+    return 512 if jax.default_backend() == "cpu" else 8192
+
+
+def reads_only_lengths(config: DecoderConfig, page_size: int, dtype: Any) -> bool:
+    """Whether the attention that decode steps get leaves pages alone that no length reaches.
+
+    The Mosaic kernel does; `xla` copies all pages that a table names.
+    """
+    if not current_device().is_hopper:
+        return False  # what the kernel needs first, and quickly said
+    K, H = config.num_kv_heads, config.head_dim
+    shapes = ((1, 1, config.num_heads, H), *2 * ((1, K, page_size, H),))
+    arrays = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
+    rows = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 1), (1,)))
+    with explain() as verdicts:
+        jax.eval_shape(decode_attention, *arrays, *rows)
+    taken = next(v for v in verdicts if v.rank is not None and not v.reason)
+    return taken.implementation == "mosaic"
 
 
 def _page_bytes(config: DecoderConfig, page_size: int, dtype: Any) -> int:
@@ -98,13 +124,20 @@ def _page_bytes(config: DecoderConfig, page_size: int, dtype: Any) -> int:
     return 2 * tokens * jnp.dtype(dtype).itemsize
 
 
-def _free_bytes(config: DecoderConfig, batched_tokens: int, utilization: float) -> int:
-    """Memory for the cache once weights are loaded and a prefill's activations are set aside."""
+def _scratch_bytes(config: DecoderConfig, *, rows: int, tokens: int, length: int) -> int:
+    """Memory that the largest calls need beside weights and cache, generously."""
+    activations = 4 * tokens * (2 * config.intermediate_size + 8 * config.hidden_size)
+    scores = 16 * rows * config.vocab_size
+    # A later chunk of a prompt attends to a copy of its pages, under a mask.
+    copied = 8 * length * config.num_kv_heads * config.head_dim
+    return activations + scores + copied + 2 * tokens * length
+
+
+def _free_bytes(utilization: float) -> int:
+    """Memory that is left once weights are loaded."""
     stats = jax.local_devices()[0].memory_stats()
     if not stats or "bytes_limit" not in stats:
         raise KVCacheFullError(
             "this device does not tell how much memory it has; set num_gpu_blocks_override"
         )
-    widest = 2 * config.intermediate_size + 8 * config.hidden_size
-    activations = 4 * batched_tokens * widest + 16 * 64 * config.vocab_size
-    return int(stats["bytes_limit"] * utilization) - stats["bytes_in_use"] - activations
+    return int(stats["bytes_limit"] * utilization) - stats["bytes_in_use"]

@@ -29,7 +29,7 @@ def test_few_shapes_hold_all_calls():
     buckets = make()
     assert {buckets.rows(n) for n in range(1, 7)} == {1, 2, 4, 6}
     assert {buckets.prefill_tokens(n) for n in range(1, 101)} == {16, 32, 64, 100}
-    assert {buckets.width(n) for n in range(12)} == {4, 8, 11}
+    assert {buckets.decode_width(n) for n in range(12)} == {4, 8, 11}
     assert [buckets.prefill_rows(n, 16) for n in range(1, 7)] == [1, 2, 4, 4, 6, 6]
 
 
@@ -46,16 +46,18 @@ def test_fixed_shapes():
     """Nothing that another request does changes them."""
     buckets = make(fixed=True)
     assert {buckets.rows(n) for n in range(1, 7)} == {6}
-    assert {buckets.width(n) for n in range(12)} == {11}
+    assert {buckets.decode_width(n) for n in range(12)} == {11}
+    assert {buckets.prefill_width(n) for n in range(12)} == {11}
 
 
 def test_whole_tables():
     buckets = make(full_tables=True)
-    assert {buckets.width(n) for n in range(12)} == {11}
+    assert {buckets.decode_width(n) for n in range(12)} == {11}
+    assert {buckets.prefill_width(n) for n in range(12)} == {4, 8, 11}
     assert {buckets.rows(n) for n in range(1, 7)} == {1, 2, 4, 6}
 
 
 def test_a_budget_below_the_smallest_bucket():
     buckets = Buckets(max_num_seqs=1, max_num_batched_tokens=5, table_width=2)
     assert [buckets.prefill_tokens(n) for n in (1, 5)] == [5, 5]
-    assert [buckets.width(n) for n in (0, 1, 2)] == [2, 2, 2]
+    assert [buckets.decode_width(n) for n in (0, 1, 2)] == [2, 2, 2]

@@ -144,6 +144,15 @@ def test_full_tables_have_one_width():
     assert runner.programs == 1
 
 
+def test_a_chunk_that_is_not_the_last_chooses_no_token():
+    whole, pieces = make(), make()
+    want = whole.prefill([chunk(PROMPT)], flags=FLAGS, prompt_top=None)
+    first = pieces.prefill([chunk(PROMPT[:16])], flags=None, prompt_top=None)
+    assert first.tokens.tolist() == [-1]
+    got = pieces.prefill([chunk(PROMPT[16:], start=16)], flags=FLAGS, prompt_top=None)
+    assert got.tokens.tolist() == want.tokens.tolist()
+
+
 def test_prompt_logprobs_equal_those_of_a_full_softmax():
     targets = [*PROMPT[1:], 77]
     result = make().prefill([chunk(PROMPT, targets=targets)], flags=FLAGS, prompt_top=5)

@@ -134,6 +134,21 @@ def test_the_youngest_is_preempted_to_the_head_of_the_queue():
     scheduler.check_invariants()
 
 
+def test_a_younger_prompt_that_is_half_computed_goes_first():
+    scheduler = make()
+    old, young = request(0, 5), request(1, 70)
+    scheduler.waiting.append(old)
+    start(scheduler, *scheduler.next_prefill())
+    scheduler.waiting.append(young)
+    assert scheduler.next_prefill() == [young]
+    assert not scheduler.ends_prompt([young])
+    scheduler.prefilled(young, scheduler.chunk(young))
+    assert scheduler.preempt_youngest() is young
+    assert (scheduler.running, scheduler.prefilling, young.cached) == ([old], None, 0)
+    assert list(scheduler.waiting) == [young]
+    scheduler.check_invariants()
+
+
 def test_remove_from_anywhere():
     scheduler = make()
     long, waiting = request(0, 70), request(1, 5)
@@ -199,7 +214,7 @@ def test_buckets():
     assert [buckets.rows(n) for n in (1, 2, 3, 8, 9, 12)] == [1, 2, 4, 8, 12, 12]
     assert [buckets.prefill_tokens(n) for n in (1, 17, 65, 100)] == [16, 32, 100, 100]
     assert [buckets.prefill_rows(n, 16) for n in (1, 2, 3, 5)] == [1, 2, 4, 6]
-    assert [buckets.width(n) for n in (0, 1, 5, 9)] == [4, 4, 8, 9]
+    assert [buckets.decode_width(n) for n in (0, 1, 5, 9)] == [4, 4, 8, 9]
     with pytest.raises(ValueError, match="13 exceeds the largest bucket 12"):
         round_up(13, lowest=1, highest=12)
 
@@ -207,7 +222,7 @@ def test_buckets():
 def test_fixed_buckets_depend_on_nothing():
     buckets = Buckets(max_num_seqs=12, max_num_batched_tokens=100, table_width=9, fixed=True)
     assert {buckets.rows(n) for n in range(1, 13)} == {12}
-    assert {buckets.width(n) for n in range(1, 10)} == {9}
+    assert {buckets.decode_width(n) for n in range(1, 10)} == {9}
 
 
 def test_keys_differ_and_repeat():

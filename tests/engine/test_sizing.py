@@ -10,6 +10,9 @@ from jaxinfer.engine import sizing
 from jaxinfer.engine.config import EngineConfig
 from jaxinfer.engine.sizing import choose_sizes
 from jaxinfer.errors import KVCacheFullError
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.device import H100, use_device
 from tests.engine.small import decoder
 
 DEFAULTS = {
@@ -30,8 +33,8 @@ def gpu(monkeypatch):
     """A device with memory for so many pages beside weights and activations."""
 
     def with_room_for(pages: float, stats: dict | None = None):
-        activations = 4 * 4096 * (2 * 128 + 8 * 64) + 16 * 64 * 256
-        limit = 1000 + activations + int(pages * PAGE)
+        scratch = sizing._scratch_bytes(decoder().config, rows=64, tokens=8192, length=512)
+        limit = 1000 + scratch + int(pages * PAGE)
         known = {"bytes_limit": limit, "bytes_in_use": 1000} if stats is None else stats
         device = types.SimpleNamespace(memory_stats=lambda: known)
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -59,7 +62,7 @@ def test_the_cache_of_a_cpu_is_bounded(monkeypatch):
 def test_the_cache_of_a_gpu_is_what_is_left(gpu):
     gpu(37.5)
     made = choose(gpu_memory_utilization=1.0)
-    assert (made.num_pages, made.max_num_seqs, made.max_num_batched_tokens) == (37, 64, 4096)
+    assert (made.num_pages, made.max_num_seqs, made.max_num_batched_tokens) == (37, 64, 8192)
     gpu(100_000)
     assert choose().num_pages == 64 * 8  # more than all rows need is not taken
 
@@ -104,3 +107,23 @@ def test_pages_that_kernels_lack():
 def test_a_context_longer_than_the_models():
     with pytest.raises(ValueError, match=r"max_model_len must be at most 512.*; got 513"):
         choose(max_model_len=513)
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "whole"),
+    [
+        (DecoderConfig.llama3_8b(), jnp.bfloat16, True),
+        (DecoderConfig.llama3_8b(), jnp.float32, False),  # a dtype that the kernel refuses
+        (DecoderConfig.tiny(), jnp.bfloat16, False),  # a head_dim that it refuses
+    ],
+)
+def test_tables_are_whole_only_for_the_kernel_that_reads_what_lengths_reach(config, dtype, whole):
+    assert not sizing.reads_only_lengths(config, 64, dtype)  # on a CPU
+    with use_device(H100):
+        assert sizing.reads_only_lengths(config, 64, dtype) == whole
+
+
+def test_a_jax_that_refuses_the_kernel_gets_short_tables(monkeypatch):
+    monkeypatch.setattr(plgpu, "lowers_transposed_stores", lambda: False)
+    with use_device(H100):
+        assert not sizing.reads_only_lengths(DecoderConfig.llama3_8b(), 64, jnp.bfloat16)
