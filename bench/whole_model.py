@@ -1,6 +1,5 @@
 """A whole model with random weights, and those who run it: our engine, and plain JAX."""
 
-import contextlib
 import dataclasses
 import functools
 import time
@@ -12,15 +11,15 @@ import numpy as np
 
 from bench import plain_jax
 from bench.case import Measurement, WrongResult
+from jaxinfer.engine.delivery import merge
 from jaxinfer.engine.engine import Engine, EngineConfig
 from jaxinfer.engine.sizing import default_batched_tokens, reads_only_lengths
-from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
-from jaxinfer.models.functions import decode_step, prefill
+from jaxinfer.outputs import CompletionOutput, RequestOutput
 from jaxinfer.pallas_kernels.device import current_device
-from jaxinfer.pallas_kernels.dispatch import NotSupported, force_implementation
-from jaxinfer.sampling_params import SamplingParams
+from jaxinfer.pallas_kernels.dispatch import NotSupported
+from jaxinfer.sampling_params import MAX_LOGPROBS, SamplingParams
 from tests.metrics import relative_rms
 
 MODELS: dict[str, Callable[[], DecoderConfig]] = {
@@ -50,6 +49,10 @@ def model_of(name: str) -> Decoder:
 @functools.lru_cache(maxsize=2)
 def engine_of(name: str, runner: str, rows: int, length: int) -> Engine:
     """An engine for `rows` requests of `length` tokens."""
+    return _engine(name, model_of(name), runner, rows, length)
+
+
+def _engine(name: str, model: Decoder, runner: str, rows: int, length: int) -> Engine:
     config = EngineConfig(
         max_model_len=length,
         num_pages=rows * -(-length // _PAGE),
@@ -61,7 +64,7 @@ def engine_of(name: str, runner: str, rows: int, length: int) -> Engine:
         implementation=None if runner == "dispatch" else runner,
         full_tables=runner == "dispatch" and reads_only_lengths(MODELS[name](), _PAGE, dtype()),
     )
-    return Engine(model_of(name), None, config)
+    return Engine(model, None, config)
 
 
 @functools.lru_cache(maxsize=2)
@@ -147,7 +150,8 @@ def measurement(
 def check_runner(name: str, runner: str) -> float:
     """Relative RMS error of the logits after a prompt and a step, two layers deep.
 
-    The reference is plain JAX in float32 with the same weights.
+    The reference is plain JAX in float32 with the same weights. The engine shows only the best
+    log-probabilities, so of it these are compared.
 
     Raises:
         WrongResult: too far from it.
@@ -157,33 +161,59 @@ def check_runner(name: str, runner: str) -> float:
         raise NotSupported("e2e", runner, "this device", "NVIDIA GPUs")
     config = dataclasses.replace(MODELS[name](), num_layers=2)
     model = Decoder(config, dtype=dtype())
-    tokens = jnp.asarray(prompts(name, 2, 100, seed=1))
+    prompt = prompts(name, 2, 99, seed=1)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), model)
-    with jax.default_matmul_precision("highest"):
-        want = _plain_logits(wide, tokens, "xla")
     if runner.startswith("plain_"):
-        got = _plain_logits(model, tokens, _kernel(runner))
+        step = prompts(name, 2, 1, seed=2)
+        got = _plain_logits(model, prompt, step, _kernel(runner))
+        with jax.default_matmul_precision("highest"):
+            want = _plain_logits(wide, prompt, step, "xla")
+        error = max(relative_rms(*pair) for pair in zip(got, want, strict=True))
     else:
-        got = _our_logits(model, tokens, runner)
-    error = max(relative_rms(*pair) for pair in zip(got, want, strict=True))
+        answers = _engine_answers(name, model, runner, prompt)
+        step = np.asarray([answer.token_ids[:1] for answer in answers], np.int32)
+        with jax.default_matmul_precision("highest"):
+            want = _plain_logits(wide, prompt, step, "xla")
+        error = _logprob_error(answers, want)
     if not error <= _TOLERANCE[dtype().name]:
         raise WrongResult(f"logits differ by {error:.1e}; at most {_TOLERANCE[dtype().name]:.0e}")
     return error
 
 
-def _our_logits(model: Decoder, tokens: jax.Array, runner: str) -> list[np.ndarray]:
-    cache = PagedKVCache.create(model.config, batch_size=2, max_len=128, dtype=dtype())
-    jitted = jax.jit(prefill, static_argnames="fresh"), jax.jit(decode_step)
-    with contextlib.nullcontext() if runner == "dispatch" else force_implementation(runner):
-        first, cache = jitted[0](model, tokens[:, :-1], cache, fresh=True)
-        second, _ = jitted[1](model, tokens[:, -1], cache)
-    return [np.asarray(first), np.asarray(second)]
+def _engine_answers(
+    name: str, model: Decoder, runner: str, prompt: np.ndarray
+) -> list[CompletionOutput]:
+    """Two greedy tokens per prompt, with log-probabilities, from an engine like the timed one."""
+    engine = _engine(name, model, runner, len(prompt), 128)
+    params = SamplingParams(temperature=0.0, max_tokens=2, logprobs=MAX_LOGPROBS, ignore_eos=True)
+    names = [engine.add_request(row.tolist(), params) for row in prompt]
+    outputs: dict[str, RequestOutput] = {}
+    while engine.has_work:
+        for delta in engine.step():
+            merge(outputs, delta)
+    return [outputs[name].outputs[0] for name in names]
 
 
-def _plain_logits(model: Decoder, tokens: jax.Array, kernel: plain_jax.Kernel) -> list[np.ndarray]:
+def _logprob_error(answers: list[CompletionOutput], want: list[np.ndarray]) -> float:
+    """RMS error of the reported log-probabilities, relative to the spread of the logits."""
+    errors = []
+    for t, logits in enumerate(want):
+        known = np.asarray(jax.nn.log_softmax(logits))
+        for row, answer in enumerate(answers):
+            assert answer.logprobs is not None
+            differences = [
+                logprob.logprob - known[row, token] for token, logprob in answer.logprobs[t].items()
+            ]
+            errors.append(np.sqrt(np.mean(np.square(differences))) / np.std(logits[row]))
+    return float(max(errors))
+
+
+def _plain_logits(
+    model: Decoder, prompt: np.ndarray, step: np.ndarray, kernel: plain_jax.Kernel
+) -> list[np.ndarray]:
+    """Logits `[B, V]` after the prompt, and after one more token."""
     cache = plain_jax.new_cache(model, batch_size=2, max_len=128)
     call = jax.jit(functools.partial(plain_jax.forward, kernel=kernel))
-    length = tokens.shape[1] - 1
-    first, cache = call(model, tokens[:, :length], cache, jnp.int32(0))
-    second, _ = call(model, tokens[:, length:], cache, jnp.int32(length))
+    first, cache = call(model, jnp.asarray(prompt), cache, jnp.int32(0))
+    second, _ = call(model, jnp.asarray(step), cache, jnp.int32(prompt.shape[1]))
     return [np.asarray(first), np.asarray(second)]

@@ -97,6 +97,6 @@ def cases() -> list[PrefillCase]:
     """SmolLM2 and the 8B shape."""
     return [
         *(PrefillCase(model="smollm2-135m", T=T) for T in (512, 2048)),
-        *(PrefillCase(model="llama-3-8b", T=T) for T in (1024, 4096, 8192)),
+        *(PrefillCase(model="llama-3-8b", T=T) for T in (1024, 4096, 5000, 8192)),
         PrefillCase(model="smollm2-135m", T=64, tag="ci"),
     ]

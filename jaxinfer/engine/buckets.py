@@ -2,6 +2,8 @@
 
 import dataclasses
 
+_COARSE = 1024  # tokens up to which the next power of two is near enough
+
 
 def round_up(value: int, *, lowest: int, highest: int) -> int:
     """The smallest power of two times `lowest` that holds `value`, at most `highest`.
@@ -45,8 +47,13 @@ class Buckets:
 
     def prefill_tokens(self, count: int) -> int:
         """Padded length of a chunk of `count` tokens."""
-        lowest = min(16, self.max_num_batched_tokens)
-        return round_up(count, lowest=lowest, highest=self.max_num_batched_tokens)
+        most = self.max_num_batched_tokens
+        bucket = round_up(count, lowest=min(16, most), highest=most)
+        if bucket <= _COARSE:
+            return bucket
+        # Padding costs as much as tokens do: between long buckets there are three more.
+        step = -(-bucket // 8)
+        return min(-(-count // step) * step, most)
 
     def prefill_rows(self, count: int, tokens: int) -> int:
         """Rows of a prefill call of `count` prompts padded to `tokens`."""

@@ -1,5 +1,6 @@
 """The end-to-end benchmarks, with a tiny model in the place of a real one."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -50,10 +51,20 @@ def test_cudnn_needs_a_gpu():
 
 
 def test_a_runner_with_wrong_logits_is_refused(monkeypatch):
-    right = np.ones((2, 8))
-    monkeypatch.setattr(whole_model, "_plain_logits", lambda *_: [right, right])
-    monkeypatch.setattr(whole_model, "_our_logits", lambda *_: [right, 1.1 * right])
-    with pytest.raises(WrongResult, match=r"logits differ by 1\.0e-01"):
+    plain = whole_model._plain_logits
+    monkeypatch.setattr(whole_model, "_plain_logits", lambda *args: 1.1 * np.asarray(plain(*args)))
+    with pytest.raises(WrongResult, match=r"logits differ by \d\.\de-0[12]"):
+        check_runner.__wrapped__("tiny", "xla")
+
+
+def test_an_engine_with_wrong_weights_is_refused(monkeypatch):
+    right = whole_model._engine
+
+    def wrong(name, model, *rest):
+        return right(name, jax.tree.map(lambda weight: 1.1 * weight, model), *rest)
+
+    monkeypatch.setattr(whole_model, "_engine", wrong)
+    with pytest.raises(WrongResult, match="logits differ"):
         check_runner.__wrapped__("tiny", "xla")
 
 

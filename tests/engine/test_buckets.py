@@ -61,3 +61,12 @@ def test_a_budget_below_the_smallest_bucket():
     buckets = Buckets(max_num_seqs=1, max_num_batched_tokens=5, table_width=2)
     assert [buckets.prefill_tokens(n) for n in (1, 5)] == [5, 5]
     assert [buckets.decode_width(n) for n in (0, 1, 2)] == [2, 2, 2]
+
+
+def test_long_prompts_are_padded_by_a_quarter_at_most():
+    buckets = Buckets(max_num_seqs=1, max_num_batched_tokens=8192, table_width=2)
+    padded = {n: buckets.prefill_tokens(n) for n in range(1, 8193)}
+    assert all(n <= padded[n] for n in padded)
+    assert all(padded[n] <= 1.25 * n + 1 for n in padded if n > 1024)
+    assert len(set(padded.values())) == 7 + 3 * 4
+    assert (padded[1025], padded[5000], padded[8192]) == (1280, 5120, 8192)
