@@ -79,6 +79,7 @@ class Engine:
             buckets=config.buckets,
             dtype=config.dtype,
             implementation=config.implementation,
+            batch_invariant=config.batch_invariant,
         )
         self._admission = Admission(config, tokenizer, vocab_size=model.config.vocab_size)
         self._buckets = config.buckets

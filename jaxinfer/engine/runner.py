@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ class Runner:
         buckets: Buckets,
         dtype: Any,
         implementation: str | None = None,
+        batch_invariant: bool = False,
     ):
         """Allocate the pool.
 
@@ -48,11 +49,18 @@ class Runner:
             buckets: Shapes that calls are padded to.
             dtype: Of keys and values.
             implementation: Of every op that has it; None: the measured choice.
+            batch_invariant: Decode with an attention that treats every row by itself: the Mosaic
+                kernel cuts the keys of a row where the lengths of all rows say.
         """
         self.config = model.config
         self._weights, self._structure = jax.tree.flatten(model)
         self._num_pages, self._page_size, self._dtype = num_pages, page_size, dtype
-        self._buckets, self._implementation = buckets, implementation
+        self._buckets = buckets
+        self._forced: list[tuple[str, str | None]] = []  # implementation, op (None: every op)
+        if implementation is not None:
+            self._forced.append((implementation, None))
+        elif batch_invariant:
+            self._forced.append(("xla", "decode_attention"))
         self._pages: Pages = self._new_pages()
         self._state: DecodeState | None = None
         self.programs = 0  # traced so far, that is, compiled
@@ -111,7 +119,7 @@ class Runner:
         sampling = None
         if flags is not None:
             sampling = self._sampling([*(chunk.row for chunk in chunks), *empty], flags)
-        with self._forced():
+        with self._forcing():
             # Arrays of the host: the compiled call takes them over faster than `device_put` does.
             self._pages, result = self._prefill(
                 self._weights, pages=self._pages, arrays=arrays, sampling=sampling, flags=flags,
@@ -156,7 +164,7 @@ class Runner:
     def decode(self, *, flags: SamplingFlags) -> StepResult:
         """Advance every active row by one token."""
         assert self._state is not None, "set_rows comes first"
-        with self._forced():
+        with self._forcing():
             self._pages, self._state, result = self._decode(
                 self._weights, pages=self._pages, state=self._state, flags=flags
             )
@@ -245,10 +253,12 @@ class Runner:
             penalties=flags.penalties,
         )
 
-    def _forced(self) -> contextlib.AbstractContextManager[None]:
-        if self._implementation is None:
-            return contextlib.nullcontext()
-        return force_implementation(self._implementation)
+    @contextlib.contextmanager
+    def _forcing(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for implementation, op in self._forced:
+                stack.enter_context(force_implementation(implementation, op=op))
+            yield
 
 
 def _padded(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:

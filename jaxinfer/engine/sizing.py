@@ -92,7 +92,9 @@ def choose_sizes(
         seed=seed,
         implementation=implementation,
         batch_invariant=batch_invariant,
-        full_tables=implementation is None and reads_only_lengths(config, block_size, dtype),
+        full_tables=implementation is None
+        and not batch_invariant
+        and reads_only_lengths(config, block_size, dtype),
     )
 
 

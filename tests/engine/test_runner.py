@@ -10,8 +10,11 @@ from jaxinfer.engine.buckets import Buckets
 from jaxinfer.engine.runner import Runner
 from jaxinfer.engine.sampling_state import Row, SamplingFlags
 from jaxinfer.models.cache import PagedKVCache
+from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.functions import decode_step, prefill
-from jaxinfer.pallas_kernels.dispatch import NotSupported, choices
+from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
+from jaxinfer.pallas_kernels.device import H100, use_device
+from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, explain
 from jaxinfer.sampling_params import SamplingParams
 from tests.engine.small import decoder
 
@@ -210,3 +213,19 @@ def test_implementation_reaches_the_ops(name):
         make(name).prefill([chunk(PROMPT[:16])], flags=FLAGS, prompt_top=None)
     make("xla").prefill([chunk(PROMPT[:16])], flags=FLAGS, prompt_top=None)
     assert choices()["attention"].implementation == "xla"
+
+
+@pytest.mark.parametrize(("fields", "taken"), [({}, "mosaic"), ({"batch_invariant": True}, "xla")])
+def test_batch_invariant_decoding_cuts_no_row_where_others_end(fields, taken):
+    """On Hopper; the kernel divides the keys of all rows together."""
+    config = DecoderConfig.llama3_8b()
+    buckets = Buckets(max_num_seqs=4, max_num_batched_tokens=64, table_width=8)
+    made = Runner(
+        decoder(), num_pages=8, page_size=16, buckets=buckets, dtype=jnp.float32, **fields
+    )
+    query = jax.ShapeDtypeStruct((2, 1, config.num_heads, config.head_dim), jnp.bfloat16)
+    pages = jax.ShapeDtypeStruct((4, config.num_kv_heads, 64, config.head_dim), jnp.bfloat16)
+    rows = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 2), (2,))]
+    with use_device(H100), made._forcing(), explain() as verdicts:
+        jax.eval_shape(decode_attention, query, pages, pages, *rows)
+    assert verdicts[0].implementation == taken
