@@ -33,16 +33,24 @@ class Detokenizer:
         self._stream = tokenizer.stream(prefix, skip_special=skip_special)
         self._stop, self._keep_stop = tuple(stop), keep_stop
         self._longest = max((len(text) for text in self._stop), default=1)
+        self._may_stop = True
         self._given = 0
         self.text = ""
         self.stop_reason: str | None = None
 
-    def step(self, token: int) -> bool:
-        """Take one more token; True if its text completes a stop string."""
+    def step(self, token: int, *, may_stop: bool = True) -> bool:
+        """Take one more token; True if its text completes a stop string.
+
+        Args:
+            token: Its id.
+            may_stop: Look for stop strings. One that ends in text taken without looking is not
+                found later either; one that only begins there is.
+        """
+        self._may_stop = may_stop
         return self._append(self._stream.step(token))
 
     def finish(self) -> None:
-        """Take what is left of an unfinished character."""
+        """Take what is left of an unfinished character, looking for stop strings as last told."""
         if self.stop_reason is None:
             self._append(self._stream.flush())
 
@@ -54,12 +62,12 @@ class Detokenizer:
         return new
 
     def _append(self, text: str) -> bool:
-        if not text:
-            return False
-        # A stop string that ends in the new text begins at most this far before it.
-        search_from = max(len(self.text) - self._longest + 1, 0)
+        old = len(self.text)
         self.text += text
-        found = [(self.text.find(stop, search_from), stop) for stop in self._stop]
+        if not text or not self._may_stop:
+            return False
+        # What ends in the new text begins less than its own length before it.
+        found = [(self.text.find(stop, max(old - len(stop) + 1, 0)), stop) for stop in self._stop]
         found = [(place, stop) for place, stop in found if place >= 0]
         if not found:
             return False
@@ -71,6 +79,6 @@ class Detokenizer:
         """Length of the longest end of the text that begins a stop string."""
         for length in range(min(self._longest - 1, len(self.text)), 0, -1):
             tail = self.text[-length:]
-            if any(stop.startswith(tail) for stop in self._stop):
+            if any(len(stop) > length and stop.startswith(tail) for stop in self._stop):
                 return length
         return 0

@@ -90,6 +90,11 @@ class Request:
         """Tokens that the answer may still get."""
         return self.max_tokens - len(self.output_ids)
 
+    @property
+    def _may_stop(self) -> bool:
+        """Whether the newest token comes after the `min_tokens` that the answer has to have."""
+        return len(self.output_ids) > self.params.min_tokens
+
     def tokens(self, start: int, stop: int) -> list[int]:
         """A part of prompt and answer."""
         prompt = len(self.prompt.token_ids)
@@ -121,7 +126,7 @@ class Request:
         if token in self.stop_ids:
             named = token in (self.params.stop_token_ids or ())
             self.finish("stop", token if named else None)
-        elif self.detokenizer is not None and self.detokenizer.step(token):
+        elif self.detokenizer is not None and self.detokenizer.step(token, may_stop=self._may_stop):
             self.finish("stop", self.detokenizer.stop_reason)
         elif self.remaining <= 0:
             self.finish("length")

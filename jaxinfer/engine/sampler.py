@@ -34,7 +34,9 @@ def sample(
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     if flags.random:
         greedy = state.temperature == 0
-        scaled = scores / jnp.where(greedy, 1.0, state.temperature)[:, None]
+        # From the best one down: a quotient that overflows is then that of a token never drawn.
+        below = scores - jnp.max(scores, axis=-1, keepdims=True)
+        scaled = below / jnp.where(greedy, 1.0, state.temperature)[:, None]
         if flags.filters:
             scaled = jnp.where(scaled >= lowest_kept(scaled, state)[:, None], scaled, -jnp.inf)
         # Gumbel-max: the arg max of scores plus Gumbel noise is a draw from their softmax.
@@ -69,22 +71,25 @@ def forbid_stop(scores: Float[Array, "B V"], state: SamplingState) -> Float[Arra
 
 
 def lowest_kept(scores: Float[Array, "B V"], state: SamplingState) -> Float[Array, "B"]:
-    """The score that a token must reach to pass top-k, then top-p, and min-p.
+    """The score that a token must reach to pass min-p, then top-k, then top-p.
 
-    Tokens tied with the last one kept are kept too.
+    Each counts only what those before it left, so that top-p is a share of the rest. Tokens tied
+    with the last one kept are kept too.
     """
     V = scores.shape[1]
     ordered = -jnp.sort(-scores, axis=-1)
-    k = jnp.where(state.top_k > 0, state.top_k, V)
     rank = jnp.arange(V, dtype=jnp.int32)
-    kept = jnp.where(rank < k[:, None], ordered, -jnp.inf)
-    probability = jax.nn.softmax(kept, axis=-1)
-    before = jnp.cumsum(probability, axis=-1) - probability
-    # The first token always passes; a later one if those before it do not suffice.
-    passes = (rank < k[:, None]) & ((before < state.top_p[:, None]) | (rank == 0))
-    threshold = jnp.min(jnp.where(passes, ordered, jnp.inf), axis=-1)
     # p_i >= min_p · p_max, in logarithms.
-    return jnp.maximum(threshold, ordered[:, 0] + jnp.log(state.min_p))
+    likely = ordered >= (ordered[:, 0] + jnp.log(state.min_p))[:, None]
+    k = jnp.where(state.top_k > 0, state.top_k, V)
+    left = likely & (rank < k[:, None])
+    probability = jax.nn.softmax(jnp.where(left, ordered, -jnp.inf), axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    # The first token always passes; a later one if those before it do not suffice. Their sum may
+    # round to 1 long before the last, which must not matter where nothing is to be cut.
+    top_p = jnp.where(state.top_p < 1, state.top_p, jnp.inf)
+    passes = left & ((before < top_p[:, None]) | (rank == 0))
+    return jnp.min(jnp.where(passes, ordered, jnp.inf), axis=-1)
 
 
 def _noise(state: SamplingState, vocab_size: int) -> Float[Array, "B V"]:

@@ -58,7 +58,7 @@ class SamplingState:
     """Parameters and progress of B rows.
 
     Attributes:
-        temperature: `[B]` float32.
+        temperature: `[B]` float32, 0 where the best token is taken.
         top_k: `[B]` int32, 0 for all.
         top_p: `[B]` float32.
         min_p: `[B]` float32.
@@ -124,12 +124,13 @@ def sampling_arrays(
     def floats(name: str) -> np.ndarray:
         return np.asarray([getattr(p, name) for p in params], np.float32)
 
+    temperature = [0.0 if p.is_greedy else p.temperature for p in params]
     stop = np.full((len(rows), stop_width), -1, np.int32)
     for i, row in enumerate(rows):
         if row is not None:
             stop[i, : len(row.stop_ids)] = row.stop_ids
     arrays: dict[str, Any] = {
-        "temperature": floats("temperature"),
+        "temperature": np.asarray(temperature, np.float32),
         "top_k": np.asarray([min(p.top_k, vocab_size) for p in params], np.int32),
         "top_p": floats("top_p"),
         "min_p": floats("min_p"),
