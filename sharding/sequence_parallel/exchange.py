@@ -1,0 +1,112 @@
+"""One step of a schedule on devices: pieces leave, pieces arrive.
+
+Two transports move the same pieces. `ppermute` sends each lane by a collective permute of its own;
+XLA runs the permutes of a step one after another, so this is for schedules of one lane, and to be
+read. `all_to_all` sends all lanes of a step in one grouped exchange, over all links at once; links
+that the schedule leaves idle carry a piece that nobody reads.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxinfer.sharding.schedule import IntArray, Schedule
+
+Axis = str | tuple[str, ...]
+
+
+def exchange_ppermute(
+    schedule: Schedule, step: int, own: jax.Array, current: jax.Array | None, axis_name: Axis
+) -> jax.Array:
+    """Do one step with a collective permute for each lane.
+
+    Args:
+        schedule: n ranks, m pieces per rank, any number of lanes.
+        step: t.
+        own: `[m, ...]` the rank's own pieces.
+        current: `[lanes, ...]` what the step before brought; None at step 0.
+        axis_name: Mesh axis of n ranks, inside `jax.shard_map`.
+
+    Returns:
+        `[lanes, ...]` the pieces `schedule.arrivals()[step]`.
+    """
+    held, slot = _held(own, current, sources(schedule)[step], schedule.pieces_per_rank)
+    lanes = []
+    for lane in range(schedule.num_lanes):
+        sent = _take(held, slot[:, lane], axis_name)
+        pairs = list(enumerate(schedule.destination[step, :, lane].tolist()))
+        lanes.append(lax.ppermute(sent, axis_name, pairs))
+    return jnp.stack(lanes)
+
+
+def exchange_all_to_all(
+    schedule: Schedule, step: int, own: jax.Array, current: jax.Array | None, axis_name: Axis
+) -> jax.Array:
+    """Do one step with one `all_to_all`; arguments and result as in `exchange_ppermute`."""
+    held, slot = _held(own, current, sources(schedule)[step], schedule.pieces_per_rank)
+    n, lanes = schedule.num_ranks, schedule.num_lanes
+    to = schedule.destination[step]
+    # Row d goes to rank d. Rows without a piece (the rank itself, idle links) send slot 0.
+    rows = np.zeros((n, n), np.int32)
+    np.put_along_axis(rows, to, slot, axis=1)
+    sender = np.empty((n, lanes), np.int32)
+    np.put_along_axis(sender, to, np.broadcast_to(np.arange(n, dtype=np.int32)[:, None], to.shape),
+                      axis=0)  # fmt: skip
+    rank = lax.axis_index(axis_name)
+    sent = held[jnp.asarray(rows)[rank]]
+    received = lax.all_to_all(sent, axis_name, split_axis=0, concat_axis=0)
+    return received[jnp.asarray(sender)[rank]]
+
+
+EXCHANGES = {"ppermute": exchange_ppermute, "all_to_all": exchange_all_to_all}
+
+
+@functools.lru_cache(maxsize=64)
+def sources(schedule: Schedule) -> IntArray:
+    """Where rank r finds what it sends in lane a at step t.
+
+    Returns:
+        `[steps, n, lanes]` slots: below m the rank's own piece, from m on the lane (less m) in
+        which the step before brought the piece.
+    """
+    n, m = schedule.num_ranks, schedule.pieces_per_rank
+    own, arrived = schedule.own_pieces(), schedule.arrivals()
+    slot = np.empty_like(schedule.piece)
+    for step, rank, lane in np.ndindex(slot.shape):
+        piece = schedule.piece[step, rank, lane]
+        if schedule.owner[piece] == rank:
+            slot[step, rank, lane] = np.flatnonzero(own[rank] == piece)[0]
+        else:
+            slot[step, rank, lane] = m + np.flatnonzero(arrived[step - 1, rank] == piece)[0]
+    assert slot.size == 0 or slot.max() < m + schedule.num_lanes, (n, m)
+    return slot
+
+
+@functools.lru_cache(maxsize=64)
+def origins(schedule: Schedule) -> tuple[IntArray, IntArray]:
+    """`[steps, n, lanes]` owner of each arriving piece, and its number among the owner's pieces."""
+    number = np.empty(schedule.num_pieces, np.int32)
+    number[schedule.own_pieces()] = np.arange(schedule.pieces_per_rank, dtype=np.int32)
+    arrived = schedule.arrivals()
+    return schedule.owner[arrived], number[arrived]
+
+
+def _held(
+    own: jax.Array, current: jax.Array | None, slot: IntArray, num_own: int
+) -> tuple[jax.Array, IntArray]:
+    """The buffer that a step sends from, and slots within it; both are joined only if both send."""
+    if current is None or (slot < num_own).all():
+        return own, slot
+    if (slot >= num_own).all():
+        return current, slot - num_own
+    return jnp.concatenate([own, current]), slot
+
+
+def _take(held: jax.Array, slot: IntArray, axis_name: Axis) -> jax.Array:
+    """Slot `slot[rank]` of a buffer; without a gather where all ranks send the same slot."""
+    if (slot == slot[0]).all():
+        return held[int(slot[0])]
+    return held[jnp.asarray(slot)[lax.axis_index(axis_name)]]
