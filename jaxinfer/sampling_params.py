@@ -6,16 +6,23 @@ import math
 from typing import Any, cast
 
 MAX_LOGPROBS = 20
+LEAST_TEMPERATURE = 1e-5  # below it the best token is taken, as in vLLM
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """Sampling, stopping and reporting of one request.
 
+    The defaults are those below, also where `LLM.generate`, `chat` and `stream` are called without
+    parameters: what a model's authors recommend (`open_checkpoint(…).generation.sampling`) is used
+    by the commands `generate` and `chat` only, and has to be passed here by others. Filters apply
+    after the temperature, in the order min-p, top-k, top-p, each to what the one before left.
+
     Attributes:
         n: Answers per prompt, each with its own random numbers.
-        temperature: Divisor of the logits; 0 is greedy.
-        top_p: Keep the most probable tokens whose probabilities sum to at least this, in (0, 1].
+        temperature: Divisor of the logits; 0, or less than 1e-5, is greedy.
+        top_p: Keep the most probable tokens whose share of what the other filters left is at least
+            this, in (0, 1]; 1: all.
         top_k: Keep this many most probable tokens; 0 (or -1): all.
         min_p: Keep tokens at least this probable relative to the best one, in [0, 1].
         seed: Makes the answer reproducible whatever shares the batch; None: from the engine's
@@ -28,11 +35,13 @@ class SamplingParams:
         stop_token_ids: Tokens that end the answer, besides the model's own.
         ignore_eos: Do not stop at the model's end-of-text tokens.
         max_tokens: Longest answer, tokens; None: until the context is full.
-        min_tokens: No end-of-text or stop token before this many tokens.
+        min_tokens: No end-of-text or stop token before this many tokens, and no stop string counts
+            that ends in their text.
         logprobs: Report log-probabilities of this many best tokens at every step (0: of the
             chosen token alone).
         prompt_logprobs: The same for the tokens of the prompt.
-        include_stop_str_in_output: Keep the stop string in the text.
+        include_stop_str_in_output: Keep the stop string in the text. Concerns `stop` alone: a stop
+            token is always in the answer's tokens and never in its text.
         skip_special_tokens: Leave special tokens out of the text.
 
     Raises:
@@ -127,7 +136,7 @@ class SamplingParams:
     @property
     def is_greedy(self) -> bool:
         """Whether no random number is drawn."""
-        return self.temperature == 0
+        return self.temperature < LEAST_TEMPERATURE
 
     @property
     def has_filters(self) -> bool:

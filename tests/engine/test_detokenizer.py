@@ -5,7 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer.engine.detokenizer import Detokenizer
+from jaxinfer.engine.request import Prompt, Request
 from jaxinfer.models.tokenizer.byte import byte_tokenizer
+from jaxinfer.outputs import RequestMetrics
+from jaxinfer.sampling_params import SamplingParams
 
 WORDS = byte_tokenizer()
 
@@ -21,6 +24,28 @@ def feed(made: Detokenizer, text: str) -> tuple[list[str], bool]:
         if stopped:
             return pieces, True
     return pieces, False
+
+
+def request(made: Detokenizer, *, min_tokens: int, max_tokens: int = 100) -> Request:
+    """An answer of which one token is one byte."""
+    params = SamplingParams(min_tokens=min_tokens, max_tokens=max_tokens)
+    prompt = Prompt(
+        request_id="", text=None, token_ids=[1], params=params, metrics=RequestMetrics(arrival_s=0)
+    )
+    return Request(
+        prompt=prompt, index=0, arrival=0, key=(0, 0), stop_ids=(), max_tokens=max_tokens,
+        detokenizer=made,
+    )  # fmt: skip
+
+
+def answer(made: Detokenizer, text: str, *, min_tokens: int, max_tokens: int = 100) -> Request:
+    """The answer after the bytes of a text, or as many as it took before it ended."""
+    growing = request(made, min_tokens=min_tokens, max_tokens=max_tokens)
+    for token in WORDS.encode(text):
+        if growing.finished:
+            break
+        growing.append(token, None)
+    return growing
 
 
 def end(made: Detokenizer) -> str:
@@ -95,6 +120,60 @@ def test_the_prompt_holds_no_stop_string():
     pieces, stopped = feed(made, "OP")
     assert not stopped
     assert "".join(pieces) + end(made) == "OP"
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "min_tokens", "want", "reason"),
+    [
+        ("a.b.c", ["."], 0, "a", "."),
+        ("a.b.c", ["."], 1, "a", "."),  # one token is there, and the string is in the second
+        ("a.b.c", ["."], 2, "a.b", "."),
+        ("a.b.c", ["."], 4, "a.b.c", None),
+        ("abcabc", ["abc"], 2, "", "abc"),  # begins among the first tokens, ends after them
+        ("abcabc", ["abc"], 3, "abc", "abc"),
+        ("abcabc", ["abc"], 6, "abcabc", None),
+        # Looking back for the long one must not find the short one in the first tokens.
+        ("x.yz", [".", "longer"], 3, "x.yz", None),
+        ("x.yz.", [".", "longer"], 3, "x.yz", "."),
+        ("a€b", ["€"], 3, "a", "€"),  # its last byte is the fourth token
+        ("a€b", ["€"], 4, "a€b", None),
+    ],
+)
+def test_stop_strings_wait_for_min_tokens(text, stop, min_tokens, want, reason):
+    for keep in (False, True):
+        made = Detokenizer(WORDS, stop=stop, keep_stop=keep)
+        growing = answer(made, text, min_tokens=min_tokens)
+        assert growing.finish_reason == ("stop" if reason else None)
+        assert growing.stop_reason == reason
+        assert made.text == want + (reason or "" if keep else "")
+
+
+def test_what_came_too_early_for_a_stop_string_is_given_out():
+    made = Detokenizer(WORDS, stop=["ab", "abcd"])
+    growing = request(made, min_tokens=3)
+    pieces = []
+    for token in WORDS.encode("xabab"):
+        growing.append(token, None)
+        pieces.append(made.delta(finished=growing.finished))
+    # "ab" may still become "abcd", and no longer once another "a" follows.
+    assert pieces == ["x", "", "", "ab", ""]
+    assert growing.stop_reason == "ab"
+    other = Detokenizer(WORDS, stop=["ab", "xyz"])
+    for token in WORDS.encode("ab"):
+        other.step(token, may_stop=False)
+    assert other.delta(finished=False) == "ab"
+
+
+def test_the_rest_of_a_short_answer_holds_no_stop_string():
+    """Half a character becomes text when the answer ends, and min_tokens holds for it, too."""
+    stop = "\N{REPLACEMENT CHARACTER}"
+    for min_tokens, want in ((3, "a" + stop), (2, "a")):
+        made = Detokenizer(WORDS, stop=[stop])
+        growing = request(made, min_tokens=min_tokens, max_tokens=3)
+        for token in WORDS.encode("a🎉")[:3]:
+            growing.append(token, None)
+        assert growing.finish_reason == "length"
+        assert made.text == want
 
 
 @settings(max_examples=200, deadline=None)

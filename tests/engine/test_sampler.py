@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from jaxinfer.engine.request import request_key
-from jaxinfer.engine.sampler import sample
+from jaxinfer.engine.sampler import lowest_kept, sample
 from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, sampling_arrays
 from jaxinfer.sampling_params import SamplingParams
 
 V = 24
 SAMPLE = jax.jit(sample, static_argnames="flags")
+LOWEST_KEPT = jax.jit(lowest_kept)
 EVERYTHING = SamplingFlags(random=True, filters=True, penalties=True, min_tokens=True)
 
 
@@ -29,8 +30,8 @@ def row(params: SamplingParams, *, key=(1, 2), prompt=(), output=(), stop=()) ->
     return Row(params=params, key=key, stop_ids=stop, prompt_ids=prompt, output_ids=output)
 
 
-def state_of(rows: list[Row | None], *, penalties: bool = True) -> SamplingState:
-    arrays = sampling_arrays(rows, vocab_size=V, stop_width=8, penalties=penalties)
+def state_of(rows: list[Row | None], *, penalties: bool = True, size: int = V) -> SamplingState:
+    arrays = sampling_arrays(rows, vocab_size=size, stop_width=8, penalties=penalties)
     return SamplingState(**jax.device_put(arrays))
 
 
@@ -53,18 +54,18 @@ def adjusted(scores: np.ndarray, made: Row) -> np.ndarray:
 
 
 def distribution(scores: np.ndarray, made: Row) -> np.ndarray:
-    """Probabilities after temperature, top-k, then top-p, and min-p of the whole, by sorting."""
+    """Probabilities after temperature, min-p, then top-k, then top-p of the rest, by sorting."""
     p = made.params
     scaled = adjusted(scores, made) / p.temperature
     whole = np.exp(scaled - scaled.max())
     whole /= whole.sum()
-    order = np.argsort(-scaled, kind="stable")
-    kept = order[: p.top_k] if p.top_k else order
+    kept = np.argsort(-scaled, kind="stable")
+    kept = kept[whole[kept] >= p.min_p * whole.max()]
+    kept = kept[: p.top_k] if p.top_k else kept
     share, chosen = whole[kept] / whole[kept].sum(), []
     for token, before in zip(kept, np.cumsum(share) - share, strict=True):
-        if not chosen or before < p.top_p:
+        if not chosen or before < p.top_p or p.top_p == 1:
             chosen.append(token)
-    chosen = [token for token in chosen if whole[token] >= p.min_p * whole.max()]
     out = np.zeros(V)
     out[chosen] = whole[chosen] / whole[chosen].sum()
     return out
@@ -73,7 +74,7 @@ def distribution(scores: np.ndarray, made: Row) -> np.ndarray:
 FILTERS = [
     {"top_k": 1}, {"top_k": 5}, {"top_k": 1000}, {"top_p": 0.3}, {"top_p": 0.9}, {"min_p": 0.1},
     {"min_p": 1.0}, {"top_k": 6, "top_p": 0.7, "min_p": 0.05}, {},
-    {"top_k": 4, "top_p": 1e-9},
+    {"top_k": 4, "top_p": 1e-9}, {"top_p": 0.7, "min_p": 0.3}, {"top_k": 3, "min_p": 0.1},
 ]  # fmt: skip
 
 
@@ -123,6 +124,70 @@ def test_successive_draws_of_a_row_are_independent():
     assert stats.chisquare(counts).pvalue > 1e-3
     pairs = np.bincount(drawn[0] * V + drawn[1], minlength=V * V)
     assert pairs.max() <= 8  # 512 / 576 expected in each
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.6, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("top_k", [0, 1, 3, 8])
+@pytest.mark.parametrize("min_p", [0.0, 0.02, 0.2, 0.5])
+def test_filters_come_one_after_the_other(min_p, top_k, top_p):
+    """min-p, then top-k, then top-p of the probabilities that are left, as vLLM has it."""
+    scores = logits(16, seed=7)
+    made = row(SamplingParams(min_p=min_p, top_k=top_k, top_p=top_p))
+    kept = scores >= np.asarray(LOWEST_KEPT(scores, state_of([made] * 16)))[:, None]
+    want = np.stack([distribution(row_scores, made) > 0 for row_scores in scores])
+    np.testing.assert_array_equal(kept, want)
+
+
+def test_top_p_follows_what_min_p_left():
+    """0.5 is 5/7 of the two that min-p keeps, so that top-p keeps it alone."""
+    scores = np.log(np.array([[0.5, 0.2, 0.1, 0.1, 0.1]], np.float32))
+    for fields, kept in (({}, 2), ({"min_p": 0.3}, 1)):
+        state = state_of([row(SamplingParams.from_dict({"top_p": 0.6, **fields}))], size=5)
+        assert (scores >= np.asarray(LOWEST_KEPT(scores, state))[:, None]).sum() == kept
+
+
+def test_without_top_p_no_token_is_cut():
+    """Sums of float32 probabilities reach 1 long before the last of many tokens."""
+    size = 151_936
+    scores = np.random.default_rng(0).normal(0, 3, (1, size)).astype(np.float32)
+    state = state_of([row(SamplingParams())], penalties=False, size=size)
+    assert LOWEST_KEPT(scores, state)[0] <= scores.min()
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-6, 1e-30, 1e-37, 1e-39, 5e-324])
+@pytest.mark.parametrize("fields", [{}, {"top_p": 0.9}])
+def test_small_temperatures_take_the_best(temperature, fields):
+    scores = np.full((64, V), -50.0, np.float32)
+    scores[:, [2, 7, 9]] = [80, 99, 98]
+    params = SamplingParams(temperature=temperature, **fields)
+    rows = [row(params, key=request_key(i)) for i in range(64)]
+    assert set(draw(scores, [*rows])[0].tolist()) == {7}
+
+
+@pytest.mark.parametrize("temperature", [9e-6, 1e-30, 5e-324])
+def test_what_counts_as_greedy_is_zero_on_the_device(temperature):
+    """Temperatures that float32 cannot hold, or only without full precision, never get there."""
+    rows: list[Row | None] = [row(SamplingParams(temperature=t)) for t in (temperature, 1e-5)]
+    assert state_of(rows).temperature.tolist() == [0, np.float32(1e-5)]
+
+
+def test_quotients_do_not_overflow():
+    """Whatever temperature the device is given, the best stays ahead of the second."""
+    scores = np.full((64, V), -50.0, np.float32)
+    scores[:, [2, 7]] = [98, 99]
+    state = state_of([row(SamplingParams(), key=request_key(i)) for i in range(64)])
+    state = dataclasses.replace(state, temperature=jnp.full(64, 1e-37, jnp.float32))
+    tokens, _, _ = SAMPLE(scores, state, SamplingFlags(random=True))
+    assert set(tokens.tolist()) == {7}
+
+
+def test_a_constant_on_all_scores_changes_no_draw():
+    """A large quotient would have no bits left for the random numbers."""
+    scores = (logits(512) * 16).round() / 4096  # exact in float32 with the constant, too
+    params = SamplingParams(temperature=0.0025)
+    rows = [row(params, key=request_key(i)) for i in range(512)]
+    want, _ = draw(scores, [*rows])
+    np.testing.assert_array_equal(draw(scores + 2048, [*rows])[0], want)
 
 
 # As plain values: rows are made of them in the tests, where they are checked.

@@ -96,6 +96,8 @@ def test_a_copy_is_checked_again():
     [
         ({}, False, False, False),
         ({"temperature": 0}, True, False, False),
+        ({"temperature": 9e-6, "top_p": 0.5}, True, False, False),
+        ({"temperature": 1e-5}, False, False, False),
         ({"temperature": 0, "top_k": 5}, True, False, False),  # the best passes every filter
         ({"top_k": 5}, False, True, False),
         ({"top_p": 0.5}, False, True, False),
