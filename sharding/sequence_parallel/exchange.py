@@ -72,26 +72,30 @@ def sources(schedule: Schedule) -> IntArray:
         `[steps, n, lanes]` slots: below m the rank's own piece, from m on the lane (less m) in
         which the step before brought the piece.
     """
-    n, m = schedule.num_ranks, schedule.pieces_per_rank
-    own, arrived = schedule.own_pieces(), schedule.arrivals()
-    slot = np.empty_like(schedule.piece)
-    for step, rank, lane in np.ndindex(slot.shape):
-        piece = schedule.piece[step, rank, lane]
-        if schedule.owner[piece] == rank:
-            slot[step, rank, lane] = np.flatnonzero(own[rank] == piece)[0]
-        else:
-            slot[step, rank, lane] = m + np.flatnonzero(arrived[step - 1, rank] == piece)[0]
-    assert slot.size == 0 or slot.max() < m + schedule.num_lanes, (n, m)
+    m, lanes = schedule.pieces_per_rank, np.arange(schedule.num_lanes, dtype=np.int32)
+    arrived, slot = schedule.arrivals(), _numbers(schedule)[schedule.piece]
+    lane = np.zeros((schedule.num_ranks, schedule.num_pieces), np.int32)
+    for step in range(1, schedule.num_steps):
+        np.put_along_axis(lane, arrived[step - 1].astype(np.int64), lanes[None], axis=1)
+        piece = schedule.piece[step]
+        passed_on = schedule.owner[piece] != np.arange(schedule.num_ranks)[:, None]
+        at = np.take_along_axis(lane, piece.astype(np.int64), axis=1)
+        slot[step] = np.where(passed_on, m + at, slot[step])
     return slot
 
 
 @functools.lru_cache(maxsize=64)
 def origins(schedule: Schedule) -> tuple[IntArray, IntArray]:
     """`[steps, n, lanes]` owner of each arriving piece, and its number among the owner's pieces."""
+    arrived = schedule.arrivals()
+    return schedule.owner[arrived], _numbers(schedule)[arrived]
+
+
+def _numbers(schedule: Schedule) -> IntArray:
+    """`[n·m]` number of each piece among its owner's."""
     number = np.empty(schedule.num_pieces, np.int32)
     number[schedule.own_pieces()] = np.arange(schedule.pieces_per_rank, dtype=np.int32)
-    arrived = schedule.arrivals()
-    return schedule.owner[arrived], number[arrived]
+    return number
 
 
 def _held(

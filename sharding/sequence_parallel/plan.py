@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable
+import functools
 from typing import Literal
 
 from jaxinfer.sharding.all_gather import all_gather
@@ -32,13 +32,14 @@ class Plan:
     predictions: dict[tuple[str, Transport], Prediction]
 
 
+@functools.lru_cache(maxsize=256)
 def plan(
     topology: Topology,
     workload: Workload,
     *,
     schedule: Schedule | str | None = None,
     transport: Transport | None = None,
-    fits: Callable[[Schedule], bool] = lambda schedule: True,
+    chunks: int | None = None,
 ) -> Plan:
     """Pick the schedule and transport with the least modelled time.
 
@@ -50,8 +51,8 @@ def plan(
         workload: Attention to be computed.
         schedule: Take this one, or this kind, and choose the transport only.
         transport: Take this one and choose the schedule only.
-        fits: Which of the schedules that cut tokens may be chosen; one asked for is not asked
-            about.
+        chunks: Choose only schedules that can cut each of so many chunks of a rank's tokens into
+            equal pieces; None: tokens can be padded to fit any. One asked for is taken as it is.
 
     Returns:
         The plan with the predictions behind it.
@@ -70,22 +71,22 @@ def plan(
         >>> plan(mi300x_tasp(8), work, transport="all_to_all").schedule.name
         'all_gather'
     """
-    if transport is not None and transport not in TRANSPORTS:
-        near = difflib.get_close_matches(str(transport), TRANSPORTS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown transport {transport!r}; {hint}known: {', '.join(TRANSPORTS)}")
-    options = _options(topology, workload, schedule, transport, fits)
-    predictions = {
+    _check_transport(transport)
+    options = _options(topology, workload, schedule, transport, chunks)
+    predictions: dict[tuple[str, Transport], Prediction] = {
         (option.name, carrier): predict_transport(option, carrier, topology, workload)
         for option, carrier in options
     }
     limit = min(p.total_s for p in predictions.values()) * (1 + TIE)
-    best, carrier = next(
-        (option, carrier)
-        for option, carrier in options
-        if predictions[option.name, carrier].total_s <= limit
-    )
-    return Plan(schedule=best, transport=carrier, predictions=predictions)
+    best = next(i for i, (s, c) in enumerate(options) if predictions[s.name, c].total_s <= limit)
+    return Plan(schedule=options[best][0], transport=options[best][1], predictions=predictions)
+
+
+def _check_transport(transport: object) -> None:
+    if transport is not None and transport not in TRANSPORTS:
+        near = difflib.get_close_matches(str(transport), TRANSPORTS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown transport {transport!r}; {hint}known: {', '.join(TRANSPORTS)}")
 
 
 def _options(
@@ -93,7 +94,7 @@ def _options(
     workload: Workload,
     schedule: Schedule | str | None,
     transport: Transport | None,
-    fits: Callable[[Schedule], bool],
+    chunks: int | None,
 ) -> list[tuple[Schedule, Transport]]:
     """What may be chosen, the simplest to run first."""
     n = topology.num_ranks
@@ -110,9 +111,16 @@ def _options(
         return [(schedule, "ppermute"), (schedule, "all_to_all")]
     found: list[tuple[Schedule, Transport]] = []
     if transport != "all_gather":
-        carriers: list[Transport] = [transport] if transport else ["ppermute", "all_to_all"]
-        schedules = [s for s in candidates(topology).values() if fits(s)]
-        found += [(s, carrier) for s in schedules for carrier in carriers]
+        carriers: tuple[Transport, ...] = ("ppermute", "all_to_all")
+        tokens = workload.tokens_per_rank
+        schedules = [
+            s
+            for s in candidates(topology).values()
+            if chunks is None or tokens % (chunks * s.pieces_per_rank) == 0
+        ]
+        found += [
+            (s, c) for s in schedules for c in carriers if transport is None or transport == c
+        ]
     if (transport in (None, "all_gather") and n > 1) or transport == "all_gather":
         found.append((_by_heads(n, workload), "all_gather"))
     return found

@@ -1,7 +1,6 @@
 """`ring_attention`: attention over a sequence that is sharded over a mesh axis."""
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from jaxinfer.pallas_kernels.dispatch import Implementation
 from jaxinfer.sharding.cost import Workload
 from jaxinfer.sharding.schedule import Schedule
+from jaxinfer.sharding.sequence_parallel.arguments import check_arrays, per_row
 from jaxinfer.sharding.sequence_parallel.exchange import EXCHANGES, Axis, origins
 from jaxinfer.sharding.sequence_parallel.heads_gather import gather_heads
 from jaxinfer.sharding.sequence_parallel.layout import Layout
@@ -81,7 +81,7 @@ def ring_attention(
     of its values differ between ranks.
     """
     n = lax.axis_size(axis_name)
-    B, T, N, H = _check(query, key, value, scale)
+    B, T, N, H = check_arrays(query, key, value, scale)
     chosen = plan_for(
         n, (B, T, N, H), key.shape[2], query.dtype.itemsize, schedule=schedule,
         transport=transport, topology=topology, placement=placement, is_causal=is_causal,
@@ -92,7 +92,7 @@ def ring_attention(
             placement=placement, num_ranks=n, tokens_per_rank=T,
             pieces=1 if by_heads else chosen.schedule.pieces_per_rank,
         ),
-        rank=lax.axis_index(axis_name), is_causal=is_causal, lengths=_per_row(lengths, B),
+        rank=lax.axis_index(axis_name), is_causal=is_causal, lengths=per_row(lengths, B),
         options={"scale": scale, "implementation": implementation},
     )  # fmt: skip
     run = gather_heads if by_heads else _follow
@@ -165,49 +165,10 @@ def plan_for(
         # The slowest rank counts: in contiguous placement the last one has the whole mask.
         causal=is_causal and placement != "contiguous",
     )  # fmt: skip
-    chunks = chunks_per_rank(placement)
     return plan(
         h100_nvswitch(num_ranks) if topology is None else topology,
         workload,
         schedule=schedule,
         transport=transport,
-        fits=lambda s: any_length or T % (chunks * s.pieces_per_rank) == 0,
+        chunks=None if any_length else chunks_per_rank(placement),
     )
-
-
-def _check(query: jax.Array, key: jax.Array, value: jax.Array, scale: float | None):
-    for name, array in (("query", query), ("key", key), ("value", value)):
-        if array.ndim != 4:
-            raise ValueError(f"{name} must have 4 dimensions; got shape {array.shape}")
-        if array.size == 0:
-            raise ValueError(f"{name} must not be empty; got shape {array.shape}")
-    if query.shape[:2] != key.shape[:2] or key.shape != value.shape:
-        raise ValueError(
-            f"query, key and value must have one batch size and as many tokens per rank; got "
-            f"shapes {query.shape}, {key.shape}, {value.shape}"
-        )
-    if query.shape[2] % key.shape[2]:
-        raise ValueError(
-            f"query heads must be a multiple of KV heads; got N={query.shape[2]} and "
-            f"K={key.shape[2]}"
-        )
-    if not (query.dtype == key.dtype == value.dtype):
-        raise TypeError(
-            f"query, key and value must have one dtype; "
-            f"got {query.dtype}, {key.dtype}, {value.dtype}"
-        )
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale must be finite; got {scale}")
-    return query.shape
-
-
-def _per_row(lengths: jax.Array | int | None, batch: int) -> jax.Array | None:
-    """Lengths as `[B]` int32."""
-    if lengths is None:
-        return None
-    array = jnp.asarray(lengths)
-    if not jnp.issubdtype(array.dtype, jnp.integer):
-        raise TypeError(f"lengths must be integers; got {array.dtype}")
-    if array.shape not in ((), (batch,)):
-        raise ValueError(f"lengths must be a scalar or [B] with B={batch}; got {array.shape}")
-    return jnp.broadcast_to(array.astype(jnp.int32), (batch,))

@@ -1,9 +1,9 @@
 """Attention of a rank's queries over the pieces that one exchange brought.
 
 Every mask that occurs between the tokens of two ranks is one that `attention` has. Between chunks
-of consecutive tokens it is all or nothing, and nothing of it is left if the pieces are sorted: those
-that a query chunk sees first, then a length. Between stripes it is the causal mask, shifted by the
-piece's place and, where the keys' owner comes after the queries', by one more token.
+of consecutive tokens it is all or nothing: with the pieces that a query chunk sees in front, it is
+a number of keys. Between stripes it is the causal mask, shifted by the piece's place and, where
+the keys' owner comes after the queries', by one more token.
 """
 
 import dataclasses
