@@ -84,7 +84,8 @@ def sharded_decode_attention(
     if slots % chunks_per_rank(placement):
         raise ValueError(f"zigzag needs an even number of slots per rank; got {slots}")
     tokens = per_row(lengths, B)
-    assert tokens is not None
+    if tokens is None:
+        raise TypeError("lengths must be integers; got None")
     rank, n = lax.axis_index(axis_name), lax.axis_size(axis_name)
     parts = []
     for t in range(T):

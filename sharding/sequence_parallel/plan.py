@@ -110,17 +110,13 @@ def _options(
             return [(schedule, transport)]
         return [(schedule, "ppermute"), (schedule, "all_to_all")]
     found: list[tuple[Schedule, Transport]] = []
-    if transport != "all_gather":
-        carriers: tuple[Transport, ...] = ("ppermute", "all_to_all")
-        tokens = workload.tokens_per_rank
-        schedules = [
-            s
-            for s in candidates(topology).values()
-            if chunks is None or tokens % (chunks * s.pieces_per_rank) == 0
-        ]
-        found += [
-            (s, c) for s in schedules for c in carriers if transport is None or transport == c
-        ]
+    for option in candidates(topology).values():
+        # The ring stays in any case: what no schedule fits is for the caller to pad.
+        multiple = (chunks or 1) * option.pieces_per_rank
+        any_length = chunks is None or option.pieces_per_rank == 1
+        if any_length or workload.tokens_per_rank % multiple == 0:
+            found.extend([(option, "ppermute"), (option, "all_to_all")])
+    found = [pair for pair in found if transport in (None, pair[1])]
     if (transport in (None, "all_gather") and n > 1) or transport == "all_gather":
         found.append((_by_heads(n, workload), "all_gather"))
     return found

@@ -1,0 +1,105 @@
+"""The choice of schedule and transport by modelled time."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxinfer.sharding import TOPOLOGIES, Topology, Workload, build, plan
+from jaxinfer.sharding.sequence_parallel.plan import predict_transport
+
+WORK = Workload(tokens_per_rank=840, num_heads=8, num_kv_heads=8, head_dim=64)
+BARE = Topology(
+    name="bare",
+    num_ranks=8,
+    link_bytes_per_s=1e9,
+    port_bytes_per_s=7e9,
+    latency_s=1e-3,
+    message_s=0.0,
+)
+
+
+def test_permutes_of_a_step_go_one_after_another():
+    hamilton = build("hamilton", 8)
+    each = 1e-3 + WORK.block_bytes / 7 / 1e9
+    one_by_one = predict_transport(hamilton, "ppermute", BARE, WORK)
+    assert one_by_one.communication_s == pytest.approx((7 * each,) * 7)
+    together = predict_transport(hamilton, "all_to_all", BARE, WORK)
+    assert together.communication_s == pytest.approx((each,) * 7)
+    assert together == hamilton.predict(BARE, WORK)
+
+
+def test_idle_links_carry_something_in_a_grouped_exchange():
+    ring = build("ring", 8)
+    narrow = dataclasses.replace(BARE, port_bytes_per_s=1e9)
+    grouped = predict_transport(ring, "all_to_all", narrow, WORK)
+    assert grouped.communication_s == pytest.approx((1e-3 + 7 * WORK.block_bytes / 1e9,) * 7)
+    assert predict_transport(ring, "ppermute", narrow, WORK) == ring.predict(narrow, WORK)
+
+
+def test_all_gather_of_heads_waits_for_the_first_group():
+    schedule = build("all_gather", 8, pieces=4)
+    got = predict_transport(schedule, "all_gather", BARE, WORK)
+    exchange = 1e-3 + WORK.block_bytes / 4 / 1e9
+    group = WORK.block_s * 8 / 4 + WORK.step_overhead_s
+    assert got.communication_s == pytest.approx((exchange,) * 4)
+    assert got.computation_s == pytest.approx((group,) * 4)
+    assert got.total_s == pytest.approx(exchange + 3 * max(exchange, group) + group)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from([name for name in TOPOLOGIES if name != "h100-nodes"]),
+    st.sampled_from([2, 3, 4, 6, 8]),
+    st.sampled_from([1, 7, 64, 1680, 20000]),
+    st.sampled_from([1, 3, 8]),
+    st.booleans(),
+)
+def test_never_slower_than_the_ring_it_replaces(name, n, tokens, kv_heads, causal):
+    work = Workload(tokens_per_rank=tokens, num_heads=24, num_kv_heads=kv_heads, head_dim=128,
+                    causal=causal)  # fmt: skip
+    chosen = plan(TOPOLOGIES[name](n), work, chunks=2 if causal else 1)
+    taken = chosen.predictions[chosen.schedule.name, chosen.transport]
+    assert taken.total_s <= chosen.predictions["ring", "ppermute"].total_s
+    if chosen.transport != "all_gather":
+        assert tokens % chosen.schedule.pieces_per_rank == 0 or chosen.schedule.name == "ring"
+
+
+def test_one_rank():
+    chosen = plan(TOPOLOGIES["pcie5"](1), WORK)
+    assert (chosen.schedule.name, chosen.transport) == ("ring", "ppermute")
+    assert plan(TOPOLOGIES["pcie5"](1), WORK, transport="all_gather").transport == "all_gather"
+
+
+def test_what_is_given_is_taken():
+    topology = TOPOLOGIES["h100-nvswitch"](8)
+    for kind in ("xor", "hamilton"):
+        chosen = plan(topology, WORK, schedule=kind)
+        assert chosen.schedule.name == kind
+        assert chosen.transport == "all_to_all"
+    ring = build("ring", 8)
+    assert plan(topology, WORK, schedule=ring).schedule is ring
+    assert plan(topology, WORK, schedule=ring).transport == "ppermute"
+    for transport in ("ppermute", "all_to_all", "all_gather"):
+        assert plan(topology, WORK, transport=transport).transport == transport
+    by_heads = plan(topology, WORK, schedule="all_gather", transport="all_gather")
+    assert by_heads.schedule.pieces_per_rank == 4  # of 8 KV heads, in fewer groups than ranks
+
+
+def test_several_nodes_have_a_schedule_of_their_own():
+    chosen = plan(TOPOLOGIES["h100-nodes"](16), dataclasses.replace(WORK, tokens_per_rank=256))
+    assert ("multinode", "ppermute") in chosen.predictions
+    assert chosen.schedule.num_ranks == 16
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"transport": "nccl"}, "unknown transport 'nccl'; known: ppermute, all_to_all, all_gather"),
+    ({"schedule": "hamiltonian"}, "did you mean 'hamilton'"),
+    ({"schedule": build("ring", 4)}, "has 4 ranks; got 8"),
+    ({"schedule": "xor", "transport": "all_gather"}, "carries schedule 'all_gather' only"),
+    ({"schedule": build("all_gather", 8, pieces=3), "transport": "all_gather"}, "divide 8; got 3"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(unchecked, options, message):
+    with pytest.raises(ValueError, match=message):
+        plan(TOPOLOGIES["pcie5"](8), WORK, **options)
