@@ -10,6 +10,7 @@ from jaxinfer.pallas_kernels.dispatch import (
     NotSupported,
     choices,
     force_implementation,
+    supported,
 )
 from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
@@ -27,5 +28,6 @@ __all__ = [
     "matmul",
     "merge_attention",
     "rope_kv_write",
+    "supported",
     "use_device",
 ]

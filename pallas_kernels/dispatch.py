@@ -2,6 +2,8 @@
 
 An op's `api.py` builds `{name: callable}` in order of preference and calls `choose`. An
 implementation that cannot serve a call raises `NotSupported` before it computes anything.
+
+What is forced, asked and chosen is kept per process, without locks: trace in one thread at a time.
 """
 
 import contextlib
@@ -9,6 +11,8 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import jax
 
 logger = logging.getLogger("jaxinfer")
 
@@ -77,7 +81,8 @@ def force_implementation(implementation: str, *, op: str | None = None) -> Itera
     """Make every op (or only `op`) use `implementation` where the caller named none.
 
     For ablations and tests. It acts while a function is traced: wrap the first call of a jitted
-    function, not a later one. An op that lacks the implementation keeps its own choice.
+    function, not a later one. An op that lacks the implementation keeps its own choice. It holds
+    for the whole process, so for what other threads trace meanwhile too.
 
     >>> with force_implementation("xla"):
     ...     pass
@@ -93,7 +98,9 @@ def force_implementation(implementation: str, *, op: str | None = None) -> Itera
 def explain() -> Iterator[list[Verdict]]:
     """Ask every implementation of the ops called inside whether it can serve the call.
 
-    Call the ops through `jax.eval_shape`, so that nothing is computed.
+    Call the ops through `jax.eval_shape`, so that nothing is computed. What JAX has traced before
+    is not asked again: give it a new function each time, such as a lambda. Holds for the whole
+    process, as `force_implementation`.
 
     >>> with explain() as verdicts:
     ...     choose("op", None, {"xla": lambda: 1}, ("xla",))
@@ -109,8 +116,44 @@ def explain() -> Iterator[list[Verdict]]:
         _explanations.pop()
 
 
+def supported(op_function: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, str]:
+    """Which implementations of an op can serve a call on this machine, without computing it.
+
+    Args:
+        op_function: An op such as `attention`, or a function of several calls: an implementation
+            must then serve all. Not one that `jax.jit` has compiled, which is not traced again.
+        *args: As for the op; arrays or `jax.ShapeDtypeStruct`s.
+        **kwargs: As for the op.
+
+    Returns:
+        By name of the implementation, why it cannot serve the call; empty if it can.
+
+    Raises:
+        ValueError, TypeError: arguments that the op refuses whatever implements it.
+
+    >>> from jaxinfer.pallas_kernels import matmul, supported
+    >>> x, weight = jax.ShapeDtypeStruct((1, 64), "bfloat16"), jax.numpy.ones((64, 64), "bfloat16")
+    >>> reasons = supported(matmul, x, weight)
+    >>> sorted(reasons), reasons["xla"]
+    (['mosaic', 'xla'], '')
+    """
+    arrays = {name: value for name, value in kwargs.items() if hasattr(value, "shape")}
+    options = {name: value for name, value in kwargs.items() if name not in arrays}
+    reasons: dict[str, str] = {}
+    # That none can serve the call is an answer here.
+    with explain() as verdicts, contextlib.suppress(ExceptionGroup):
+        jax.eval_shape(lambda *a, **k: op_function(*a, **k, **options), *args, **arrays)
+    for verdict in verdicts:
+        reasons[verdict.implementation] = reasons.get(verdict.implementation) or verdict.reason
+    return reasons
+
+
 def choices() -> dict[str, Choice]:
-    """The latest choice of every op traced so far in this process, by op name."""
+    """The choice of every op traced so far in this process, by op name.
+
+    Only the latest of each op: calls of other shapes, which may have got another implementation,
+    are forgotten. `explain` tells them apart.
+    """
     return dict(_choices)
 
 
@@ -199,7 +242,9 @@ def _order(
 def _record(op: str, name: str, reasons: Sequence[NotSupported]) -> None:
     passed_over = tuple(str(reason) for reason in reasons)
     _choices[op] = Choice(op=op, implementation=name, passed_over=passed_over)
-    for reason in passed_over:
-        if (op, reason) not in _logged:
-            _logged.add((op, reason))
-            logger.info("%s; using %s", reason, name)
+    for reason in reasons:
+        if (op, str(reason)) not in _logged:
+            _logged.add((op, str(reason)))
+            # Not the call but the installation is at fault, and whoever made it can mend it.
+            level = logging.WARNING if reason.argument.startswith("JAX ") else logging.INFO
+            logger.log(level, "%s; using %s", reason, name)

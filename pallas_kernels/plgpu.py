@@ -19,14 +19,10 @@ ACC = _mgpu.ACC
 Barrier = _mgpu.Barrier
 ClusterBarrier = _mgpu.ClusterBarrier
 CompilerParams = _mgpu.CompilerParams
-GMEM = _mgpu.GMEM
-InterpretGPUParams = _mgpu.InterpretGPUParams
 Layout = _mgpu.Layout
 LoweringSemantics = _mgpu.LoweringSemantics
-RefUnion = _mgpu.RefUnion
 SMEM = _mgpu.SMEM
 SomeLayout = _mgpu_core.SomeLayout
-SemaphoreType = _mgpu.SemaphoreType
 SwizzleTransform = _mgpu.SwizzleTransform
 TilingTransform = _mgpu.TilingTransform
 barrier_arrive = _mgpu.barrier_arrive
@@ -45,16 +41,12 @@ wgmma_wait = _mgpu.wgmma_wait
 
 __all__ = [
     "ACC",
-    "GMEM",
     "SMEM",
     "Barrier",
     "ClusterBarrier",
     "CompilerParams",
-    "InterpretGPUParams",
     "Layout",
     "LoweringSemantics",
-    "RefUnion",
-    "SemaphoreType",
     "SomeLayout",
     "SwizzleTransform",
     "TilingTransform",

@@ -47,7 +47,8 @@ def matmul(
         `[…, N]`, or `[…, N/2]` with a gate, in the dtype of x.
 
     Raises:
-        ValueError: shapes that do not fit together, or a gate that does not exist.
+        ValueError: shapes that do not fit together, a gate that does not exist, or a config that
+            needs more shared memory than the device has.
         TypeError: dtypes that differ.
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
@@ -73,6 +74,7 @@ def matmul(
         tiling = config or choice.config
         _check_mosaic(x, M=M, K=K, out_n=N if gate is None else N // 2, config=tiling)
         assert tiling is not None, "checked by _check_mosaic"
+        configs.check_fits(tiling, device, M=M, gated=gate is not None)
         return matmul_mosaic(*arrays, **options, config=tiling, num_sms=device.num_sms)
 
     candidates = {

@@ -1,6 +1,7 @@
 """Which implementation and tiling a product gets."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from jaxinfer.pallas_kernels import tuning
@@ -8,6 +9,7 @@ from jaxinfer.pallas_kernels.device import DeviceSpec
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 
 MAX_ROWS = 128
+_IMPLEMENTATIONS = ("mosaic", "xla")
 _LARGE = 16 << 20  # bytes of a weight from which reading it, not launching, decides
 
 
@@ -48,20 +50,43 @@ def choose_config(
         return Choice(order=("xla",), config=None)
     config = heuristic_config(device, M=M, K=K, N=N, gated=gated)
     name = key(M=M, K=K, N=N, gated=gated, transposed=transposed)
-    measured = tuning.lookup("matmul", device, name)
+    parse = functools.partial(_measured, default=config, device=device, M=M, gated=gated)
+    measured = tuning.choice("matmul", device, name, parse)
     if measured is not None:
-        return _measured(measured, config)
+        return measured
     # Up to 8 tokens the two are within 9 % of each other, either way: only a measurement prefers
     # the kernel. Beyond, XLA's own kernels fall behind (measured at 64 tokens).
     first = M > 8 and not transposed and 2 * K * N >= _LARGE
     return Choice(order=("mosaic", "xla") if first else ("xla",), config=config)
 
 
-def _measured(entry: dict[str, Any], default: Config | None) -> Choice:
-    fields = entry.get("config")
-    config = default if fields is None else Config(**fields)
-    mosaic_first = entry["implementation"] == "mosaic"
-    return Choice(order=("mosaic", "xla") if mosaic_first else ("xla",), config=config)
+def _measured(
+    entry: dict[str, Any], *, default: Config | None, device: DeviceSpec, M: int, gated: bool
+) -> Choice:
+    """An entry of tuning data; KeyError, TypeError or ValueError if it cannot be used."""
+    implementation, config = entry["implementation"], default
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation must be one of {_IMPLEMENTATIONS}; got {implementation!r}"
+        )
+    if (fields := entry.get("config")) is not None:
+        config = Config(**fields)
+        if any(type(size) is not int for size in fields.values()):
+            raise TypeError(f"config must hold integers; got {fields}")
+        check_fits(config, device, M=M, gated=gated)
+    return Choice(
+        order=("mosaic", "xla") if implementation == "mosaic" else ("xla",), config=config
+    )
+
+
+def check_fits(config: Config, device: DeviceSpec, *, M: int, gated: bool) -> None:
+    """Raise ValueError if a tiling needs more shared memory than the device has."""
+    needed = config.smem_bytes(rows=-(-M // 8) * 8, banks=2 if gated else 1)
+    if needed > device.smem_bytes:
+        raise ValueError(
+            f"config must fit {device.smem_bytes} bytes of shared memory; got {config}, which "
+            f"needs {needed} for {M} tokens: use fewer stages or smaller blocks"
+        )
 
 
 def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> Config | None:

@@ -2,6 +2,8 @@
 
 import logging
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxinfer.pallas_kernels import dispatch
@@ -12,6 +14,7 @@ from jaxinfer.pallas_kernels.dispatch import (
     choose,
     explain,
     force_implementation,
+    supported,
 )
 
 
@@ -107,6 +110,15 @@ def test_each_reason_is_logged_once(caplog):
     ]
 
 
+def test_an_installation_that_lacks_a_kernel_is_a_warning(caplog):
+    candidates = {"bad": refuse("bad", "JAX 0.12"), "good": lambda: 1}
+    for _ in range(2):
+        choose("op", None, candidates, ("bad", "good"))
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "does not support JAX 0.12; supported: nothing; using good" in record.getMessage()
+
+
 def test_force_acts_on_calls_that_name_nothing():
     with force_implementation("fine"):
         assert pick() == "fine"
@@ -177,3 +189,55 @@ def test_explain_ends_with_its_block():
     assert len(inner) == len(CANDIDATES)
     pick()
     assert not outer
+
+
+def op(x, y=None, *, size=1, implementation=None):
+    """An op whose fast implementation takes short ones only, and whose x is never computed."""
+    if size < 1:
+        raise ValueError(f"size must be positive; got {size}")
+
+    def fast():
+        if x.shape[0] > size:
+            raise NotSupported("op", "fast", f"{x.shape[0]} rows", f"{size}")
+        return x
+
+    def plain():
+        return x if y is None else x + y
+
+    def broken():
+        raise RuntimeError("no driver")
+
+    candidates = {"fast": fast, "plain": plain, "broken": broken}
+    return choose("op", implementation, candidates, ("fast", "plain"))
+
+
+SHORT, LONG = (jax.ShapeDtypeStruct((rows, 4), jnp.float32) for rows in (1, 3))
+TOO_LONG = "op[fast] does not support 3 rows; supported: 1"
+
+
+def test_supported_tells_every_implementation():
+    for _ in range(2):  # what JAX has traced already is asked again
+        assert supported(op, SHORT) == {"fast": "", "plain": "", "broken": "no driver"}
+        assert supported(op, LONG) == {"fast": TOO_LONG, "plain": "", "broken": "no driver"}
+    assert choices() == {}
+
+
+def test_supported_takes_arguments_as_the_op_does():
+    assert supported(op, LONG, size=3)["fast"] == ""
+    assert supported(op, x=LONG, y=SHORT)["fast"] == TOO_LONG
+    assert supported(op, jnp.ones((3, 4)), None, implementation="fast")["plain"] == ""
+    with pytest.raises(ValueError, match="size must be positive; got 0"):
+        supported(op, LONG, size=0)
+
+
+def test_supported_where_none_can_serve():
+    refusing = {"bad": refuse("bad", "this")}
+    reasons = supported(lambda x: choose("op", None, refusing, ("bad",)), SHORT)
+    assert reasons == {"bad": "op[bad] does not support this; supported: nothing"}
+
+
+def test_supported_of_several_calls_is_what_serves_all():
+    def both(short, long):
+        return op(long), op(short)
+
+    assert supported(both, SHORT, LONG)["fast"] == TOO_LONG

@@ -15,6 +15,7 @@ GOOD = {"format": 1, "command": "python -m bench tune", "entries": {"b1": {"bloc
 def data(tmp_path, monkeypatch):
     """Write the file of `op` for an H100."""
     monkeypatch.setattr(tuning.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(tuning, "_ignored", set())
     tuning.load.cache_clear()
     folder = tmp_path / "data" / H100.key
     folder.mkdir(parents=True)
@@ -67,3 +68,30 @@ def test_the_message_says_what_is_wrong(data, caplog):
     data(json.dumps(GOOD | {"format": 2}))
     tuning.load("op", H100.key)
     assert "format must be 1; got 2" in caplog.text
+
+
+def parse(entry):
+    return entry["block"] // 2
+
+
+def test_an_entry_is_parsed(data):
+    data(json.dumps(GOOD))
+    assert tuning.choice("op", H100, "b1", parse) == 32
+    assert tuning.choice("op", H100, "b2", parse) is None
+
+
+@pytest.mark.parametrize("entry", [{}, {"block": "64"}], ids=str)
+def test_a_damaged_entry_is_one_warning_that_names_file_and_key(data, caplog, entry):
+    file = data(json.dumps(GOOD | {"entries": {"b1": entry, "b2": {"block": 2}}}))
+    for _ in range(2):
+        assert tuning.choice("op", H100, "b1", parse) is None
+    assert tuning.choice("op", H100, "b2", parse) == 1
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert f"ignoring entry 'b1' of tuning data {file} (" in record.getMessage()
+
+
+def test_errors_of_another_kind_are_not_swallowed(data):
+    data(json.dumps(GOOD))
+    with pytest.raises(ZeroDivisionError):
+        tuning.choice("op", H100, "b1", lambda entry: 1 // 0)

@@ -1,13 +1,14 @@
 """What `matmul` refuses, and how it chooses."""
 
 import dataclasses
+import logging
 import re
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxinfer.pallas_kernels import plgpu, tuning
+from jaxinfer.pallas_kernels import dispatch, plgpu, tuning
 from jaxinfer.pallas_kernels.device import CPU, H100, use_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, force_implementation
 from jaxinfer.pallas_kernels.matmul import config as configs
@@ -113,15 +114,55 @@ def test_a_measurement_overrules_the_heuristic(monkeypatch, name):
     assert asked == [("matmul", "nvidia_h100_80gb_hbm3", "m64 k128 n128 gated")]
 
 
+DAMAGED = {
+    "empty": {},
+    "no implementation": {"config": {"block_n": 64}},
+    "another implementation": {"implementation": "triton"},
+    "unknown field": {"implementation": "mosaic", "config": {"block_m": 64}},
+    "impossible": {"implementation": "mosaic", "config": {"block_n": 96}},
+    "a fraction": {"implementation": "mosaic", "config": {"stages": 2.5}},
+    "text": {"implementation": "mosaic", "config": {"block_k": "128"}},
+    "a list": {"implementation": "mosaic", "config": [64, 128]},
+    "too large": {"implementation": "mosaic", "config": {"block_n": 128, "stages": 12}},
+}
+
+
+@pytest.mark.parametrize("entry", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_measurement_leaves_the_heuristic(monkeypatch, caplog, entry):
+    options = {"M": 64, "K": 4096, "N": 8192, "gated": True, "transposed": False}
+    monkeypatch.setattr(tuning, "lookup", lambda *_: None)
+    want = configs.choose_config(H100, **options)
+    monkeypatch.setattr(tuning, "lookup", lambda *_: entry)
+    monkeypatch.setattr(tuning, "_ignored", set())
+    for _ in range(2):
+        assert configs.choose_config(H100, **options) == want
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "entry 'm64 k4096 n8192 gated'" in record.getMessage()
+    assert "nvidia_h100_80gb_hbm3" in record.getMessage()
+
+
+def test_a_tiling_that_does_not_fit_is_refused_by_name(h100):
+    config = Config(block_n=128, block_k=128, stages=12)
+    message = r"config must fit 232448 bytes of shared memory; got .* for 16 tokens: use fewer"
+    with pytest.raises(ValueError, match=message):
+        call(implementation="mosaic", config=config)
+
+
 def test_force_implementation(h100):
     with force_implementation("xla", op="matmul"):
         jax.eval_shape(lambda: call(64, 4096, 4096))
     assert choices()["matmul"].implementation == "xla"
 
 
-def test_a_jax_that_cannot_lower_the_kernel(h100, monkeypatch):
-    """By name it is refused; without a name plain JAX serves."""
+def test_a_jax_that_cannot_lower_the_kernel(h100, monkeypatch, caplog):
+    """By name it is refused; without a name plain JAX serves, which is said aloud."""
     monkeypatch.setattr(plgpu, "_TRANSPOSED_STORES", False)
+    monkeypatch.setattr(dispatch, "_logged", set())
     with pytest.raises(NotSupported, match=r"JAX .*; supported: JAX 0\.11"):
         call(implementation="mosaic")
-    assert chosen(64, 4096, 4096) == "xla"
+    for _ in range(2):
+        assert chosen(64, 4096, 4096) == "xla"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "using xla" in record.getMessage()
