@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +15,10 @@ from jaxinfer.loading import load_pair
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
 from jaxinfer.outputs import RequestOutput
+from jaxinfer.progress import Progress, Reporter
 from jaxinfer.sampling_params import SamplingParams
 
 Prompt = str | Sequence[int] | np.ndarray
-Progress = Callable[[str, int, int], None]
 
 
 class LLM:
@@ -57,16 +57,18 @@ class LLM:
             dtype: Of the weights; `"auto"`: bfloat16, and float32 on a CPU.
             max_model_len: Longest prompt plus answer, tokens; default: the model's, at most 32768.
             max_num_seqs: Most requests that decode together; default 64, on a CPU 8.
-            max_num_batched_tokens: Most tokens of one prefill call; default 4096, on a CPU 512.
+            max_num_batched_tokens: Most tokens of one prefill call; default 8192, on a CPU 512.
             block_size: Tokens per KV-cache page: 16, 32, 64 or 128.
             gpu_memory_utilization: Share of the GPU's memory for weights and cache.
             num_gpu_blocks_override: Pages in the KV cache; default: what memory allows.
             steps_per_sync: Decode steps dispatched together; default 8, on a CPU 2. Streamed text
                 comes in pieces of this many tokens.
-            seed: For requests without their own.
-            implementation: Use this implementation of every op that has it, such as `"xla"`.
-            batch_invariant: Compute in the same shapes whatever shares the batch, so that an
-                answer is the same to the bit. Slower for small batches.
+            seed: For requests without their own; 0 or more.
+            implementation: Use this implementation of every op that has it: `"xla"`, or on a GPU
+                `"cudnn"`. The others serve some calls of a model only: name them for one op with
+                `pallas_kernels.force_implementation(name, op=…)`.
+            batch_invariant: Compute in the same shapes whatever shares the batch, so that the
+                answer of a request that is never preempted is the same to the bit. Slower.
             progress: Called with (what is fetched or read, units done, units in all).
 
         Raises:
@@ -74,9 +76,12 @@ class LLM:
             UnsupportedModelError: its architecture or quantisation is not implemented.
             DownloadError: it has to be fetched, and that failed.
             KVCacheFullError: no memory is left for the cache.
-            ValueError: a size, dtype or implementation that does not exist here.
+            ValueError: a size, dtype or implementation that does not exist here, or a negative
+                seed.
             TypeError: a model that is neither a name, a path nor a pair.
         """
+        if seed < 0:
+            raise ValueError(f"seed must not be negative; got {seed}")
         decoder, self.tokenizer = load_pair(model, dtype, implementation, progress)
         if self.tokenizer is not None and self.tokenizer.vocab_size > decoder.config.vocab_size:
             raise ValueError(
@@ -289,7 +294,6 @@ def _one_each(
 def _reporting(wanted: bool | Progress, total: int) -> Any:
     """A context that gives a progress function."""
     if wanted is True:
-        from jaxinfer.progress import Reporter
 
         @contextlib.contextmanager
         def shown() -> Iterator[Progress]:

@@ -1,6 +1,5 @@
 """From what `LLM` was given to a decoder and its tokenizer."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from jaxinfer.models.checkpoint.open import load_model, open_checkpoint
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
+from jaxinfer.progress import Progress
 
 
 def load_pair(
     model: str | Path | tuple[Decoder, Tokenizer | None],
     dtype: str,
     implementation: str | None,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
 ) -> tuple[Decoder, Tokenizer | None]:
     """A decoder and its tokenizer; arguments and errors as in `jaxinfer.LLM`."""
     if isinstance(model, tuple):
@@ -25,12 +25,11 @@ def load_pair(
             raise ValueError("dtype applies to a model that is loaded; this one is a decoder")
         if len(model) != 2 or not isinstance(model[0], Decoder):
             raise TypeError(f"a pair must be (Decoder, Tokenizer or None); got {model!r:.80}")
-        _check_implementation(implementation, model[0].config, model[0].embed[...].dtype)
+        check_implementation(implementation, model[0].config, model[0].embed[...].dtype)
         return model
     if not isinstance(model, str | Path):
         raise TypeError(f"model must be a name, a path or a pair; got {model!r:.80}")
-    if dtype == "auto":
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = dtype_name(dtype)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype must be auto, float32, bfloat16 or float16; got {dtype!r}")
     # Downloading needs modules that a local model does not.
@@ -38,13 +37,28 @@ def load_pair(
 
     checkpoint = open_checkpoint(resolve_model(model, progress))
     tokenizer = checkpoint.tokenizer()
-    _check_implementation(implementation, checkpoint.config, jnp.dtype(dtype))
+    check_implementation(implementation, checkpoint.config, jnp.dtype(dtype))
     return load_model(checkpoint, dtype=jnp.dtype(dtype), progress=progress), tokenizer
 
 
-def _check_implementation(name: str | None, config: DecoderConfig, dtype: Any) -> None:
+def dtype_name(name: str, platform: str | None = None) -> str:
+    """A dtype of weights by name; `"auto"`: float32 on a CPU, bfloat16 elsewhere.
+
+    Args:
+        name: Of a JAX dtype, or `"auto"`.
+        platform: `"cpu"` or `"gpu"`; default: what JAX runs on.
+
+    >>> dtype_name("auto", "gpu"), dtype_name("float16")
+    ('bfloat16', 'float16')
+    """
+    if name != "auto":
+        return name
+    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
+
+
+def check_implementation(name: str | None, config: DecoderConfig, dtype: Any) -> None:
     """Refuse a name that no op has: ops that lack one keep their own, so nobody would notice."""
     if name is not None:
-        from jaxinfer.op_choices import check_implementation
+        from jaxinfer import op_choices
 
-        check_implementation(name, config, dtype)
+        op_choices.check_implementation(name, config, dtype)

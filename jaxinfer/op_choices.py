@@ -58,7 +58,8 @@ def op_choices(config: DecoderConfig, device: DeviceSpec, dtype: Any) -> list[Op
     for phase, (function, shape) in phases.items():
         tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
         with use_device(device), explain() as verdicts:
-            jax.eval_shape(function, model, tokens, cache)
+            # A new function each time: one that was traced before would not be asked again.
+            jax.eval_shape(functools.partial(function), model, tokens, cache)
         for call in _calls(verdicts):
             choice = _choice(call, phase)
             # Layers of another kind may get another implementation: the more telling one stays.
@@ -69,20 +70,32 @@ def op_choices(config: DecoderConfig, device: DeviceSpec, dtype: Any) -> list[Op
 
 
 def check_implementation(name: str, config: DecoderConfig, dtype: Any) -> None:
-    """Raise unless some op of a model has an implementation and it can serve here.
+    """Raise unless some op of a model has an implementation and it can serve all its calls here.
 
-    An op that lacks it keeps its own choice, so a misspelt name would go unnoticed.
+    An op that lacks it keeps its own choice, so a misspelt name would go unnoticed. Only `xla`, and
+    `cudnn` on a GPU, serve all calls: prefill has more tokens than `mosaic` takes in a product, and
+    lengths and offsets, which `flash_attn3` and `tokamax` refuse.
 
     Raises:
         ValueError: no op has it, or one that has it cannot use it; the message says why.
     """
-    verdicts = [v for c in op_choices(config, current_device(), dtype) for v in c.verdicts]
+    _check(name, config, jnp.dtype(dtype), current_device())
+
+
+# The command line checks before weights are read, and `LLM` for everybody: traced once.
+@functools.lru_cache
+def _check(name: str, config: DecoderConfig, dtype: Any, device: DeviceSpec) -> None:
+    verdicts = [v for c in op_choices(config, device, dtype) for v in c.verdicts]
     known = sorted({verdict.implementation for verdict in verdicts})
     if name not in known:
         raise ValueError(f"implementation must be one of {', '.join(known)}; got {name!r}")
     for verdict in verdicts:
         if verdict.implementation == name and verdict.reason:
-            raise ValueError(f"implementation {name!r} cannot run here: {verdict.reason}")
+            raise ValueError(
+                f"implementation {name!r} cannot serve a whole model here: {verdict.reason}; force "
+                f"'xla', on a GPU also 'cudnn', or this one for one op with "
+                f"force_implementation({name!r}, op=…)"
+            )
 
 
 def _one_layer_per_kind(config: DecoderConfig) -> DecoderConfig:

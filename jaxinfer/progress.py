@@ -3,11 +3,10 @@
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import IO, Literal, Protocol, cast, runtime_checkable
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, units done, units in all); 0 units in all: unknown."""
+from jaxinfer.models.progress import Progress
 
 Mode = Literal["auto", "plain", "off"]
 

@@ -14,10 +14,9 @@ from jaxtyping import Array, Float, Int
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.layers import DecoderLayer, RMSNorm
+from jaxinfer.models.progress import Progress
 from jaxinfer.models.rope import rope_angles, uses_local_rope
 from jaxinfer.models.weights import weight_shapes
-
-Progress = Callable[[str, int, int], None]
 
 
 class Decoder(nnx.Module):

@@ -310,6 +310,11 @@ class TestRefusals:
             ({"num_gpu_blocks_override": 0}, "num_gpu_blocks_override must be positive"),
             ({"dtype": "float32"}, "dtype applies to a model that is loaded"),
             ({"implementation": "cuda"}, "implementation must be one of .*; got 'cuda'"),
+            (
+                {"implementation": "mosaic"},
+                "'mosaic' cannot serve a whole model here: .* force 'xla'",
+            ),
+            ({"seed": -1}, "seed must not be negative; got -1"),
         ],
         ids=str,
     )

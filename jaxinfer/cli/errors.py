@@ -32,14 +32,7 @@ def exit_code(error: BaseException) -> int:
     """
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
-    mendable = (
-        ValueError,
-        FileNotFoundError,
-        FileExistsError,
-        IsADirectoryError,
-        NotADirectoryError,
-    )
-    return BAD_INPUT if isinstance(error, mendable) else FAILED
+    return BAD_INPUT if isinstance(error, _MENDABLE) else FAILED
 
 
 def one_line(error: BaseException) -> str:

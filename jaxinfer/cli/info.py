@@ -56,12 +56,12 @@ class Info(Output):
         import jax.numpy as jnp
 
         from jaxinfer.default_model import DEFAULT_MODEL, cache_dir
+        from jaxinfer.loading import dtype_name
         from jaxinfer.models.config import DecoderConfig
         from jaxinfer.op_choices import op_choices
 
         spec = _device(self.device)
-        auto = "bfloat16" if spec.platform == "gpu" else "float32"
-        dtype = auto if self.dtype == "auto" else self.dtype
+        dtype = dtype_name(self.dtype, spec.platform)
         config, shape = DecoderConfig.llama3_8b(), "Llama-3-8B"
         if self.model is not None:
             from jaxinfer.cli.loading import fetch

@@ -54,7 +54,8 @@ class Model:
     implementation: Annotated[
         str | None, arg(metavar="STR", help_behavior_hint="(default: the best, see jaxinfer info)")
     ] = None
-    """Make every op use this implementation, e.g. xla."""
+    """Make every op that has it use this implementation: xla, or cudnn on a GPU.
+    The others serve some calls of a model only: in Python, force_implementation(NAME, op=OP)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from jaxinfer.models.checkpoint.gguf import GGUFCheckpoint
 from jaxinfer.models.checkpoint.huggingface import HuggingFaceCheckpoint
 from jaxinfer.models.checkpoint.orbax import FILE as ORBAX_FILE
 from jaxinfer.models.checkpoint.orbax import OrbaxCheckpoint
-from jaxinfer.models.decoder import Decoder, Progress
+from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.errors import CheckpointError
+from jaxinfer.models.progress import Progress
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:

@@ -168,7 +168,11 @@ def test_unknown_implementation(fails, tiny):
     message = fails("generate", "Hi", "--implementation", "cuda", "--model", tiny)
     assert "'cuda'" in message
     assert "cudnn, flash_attn3, mosaic" in message
-    assert "Hopper" in fails("generate", "Hi", "--implementation", "mosaic", "--model", tiny)
+    message = fails("generate", "Hi", "--implementation", "mosaic", "--model", tiny)
+    assert "'mosaic' cannot serve a whole model here: add_rms_norm[mosaic] does not" in message
+    assert "Hopper" in message
+    assert "force 'xla', on a GPU also 'cudnn', or" in message
+    assert "force_implementation('mosaic', op=…)" in message
 
 
 def test_base_model_cannot_chat(fails, tmp_path):

@@ -8,8 +8,8 @@ import pytest
 
 from jaxinfer.cli.main import main
 from jaxinfer.models.config import DecoderConfig
-from jaxinfer.op_choices import op_choices
-from jaxinfer.pallas_kernels.device import CPU, H100
+from jaxinfer.op_choices import check_implementation, op_choices
+from jaxinfer.pallas_kernels.device import CPU, H100, use_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported, choose, explain
 
 
@@ -28,6 +28,37 @@ def test_every_op_of_the_model_has_a_choice_on_this_machine():
         assert choice.certain
         for verdict in choice.verdicts:
             assert bool(verdict.reason) == (verdict.implementation != "xla")
+
+
+def test_a_model_can_be_planned_again():
+    """JAX does not trace a function twice for the same shapes, but the plan has to."""
+    config = DecoderConfig.tiny()
+    first = op_choices(config, H100, jnp.bfloat16)
+    assert ("decode_attention", "decode") in by_name(first)
+    assert op_choices(config, H100, jnp.bfloat16) == first
+    assert by_name(op_choices(config, CPU, jnp.bfloat16)).keys() == by_name(first).keys()
+
+
+@pytest.mark.parametrize("name", ["mosaic", "flash_attn3", "tokamax"])
+def test_no_whole_model_can_be_forced_to_what_serves_some_calls(name):
+    """Not even where it is at home; `force_implementation` names it for an op."""
+    with use_device(H100), pytest.raises(ValueError, match=rf"force_implementation\('{name}', op="):
+        check_implementation(name, DecoderConfig.llama3_8b(), jnp.bfloat16)
+
+
+def test_a_whole_model_is_checked_once(monkeypatch):
+    """By the command line before weights are read, and by `LLM` when it is made."""
+    asked = []
+    monkeypatch.setattr(
+        "jaxinfer.op_choices.op_choices", lambda *a: asked.append(a) or op_choices(*a)
+    )
+    config = DecoderConfig.tiny(num_layers=3)
+    for dtype in ("float32", jnp.dtype("float32")):
+        check_implementation("xla", config, dtype)
+    assert len(asked) == 1
+    with use_device(H100):
+        check_implementation("xla", config, "float32")
+    assert len(asked) == 2
 
 
 def test_plan_for_another_device():
