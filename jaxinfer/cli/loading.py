@@ -1,7 +1,9 @@
 """From a model's name to something that runs, with progress."""
 
+import contextlib
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jaxinfer.progress import Reporter
 
@@ -29,14 +31,27 @@ def open_model(name: str, reporter: Reporter) -> tuple["Checkpoint", "Tokenizer"
     return checkpoint, checkpoint.tokenizer()
 
 
-def dtype_of(name: str) -> Any:
-    """The JAX dtype of a name; `"auto"`: float32 on a CPU, bfloat16 on a GPU."""
-    import jax
-    import jax.numpy as jnp
+def keep_compiled() -> None:
+    """Let JAX keep what it compiles in jaxinfer's cache folder, so that the next start is quicker.
 
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+    Not where the user has named a folder or said that there is none. The key of an entry holds
+    versions and the features of the processor, so machines may share a home.
+    """
+    import jax
+
+    from jaxinfer.default_model import cache_dir
+
+    decided = jax.config.jax_compilation_cache_dir is not None
+    if decided or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
+        folder = cache_dir() / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            # JAX leaves out what compiled within a second, which much of a small model does.
+            if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def load_weights(checkpoint: "Checkpoint", dtype: str, reporter: Reporter) -> "Decoder":
@@ -47,10 +62,14 @@ def load_weights(checkpoint: "Checkpoint", dtype: str, reporter: Reporter) -> "D
         dtype: Name of a JAX dtype, or `"auto"`.
         reporter: Shows progress.
     """
+    import jax.numpy as jnp
+
+    from jaxinfer.loading import dtype_name
     from jaxinfer.models.checkpoint.open import load_model
 
+    keep_compiled()
     with reporter.task("load", unit="weights") as progress:
-        return load_model(checkpoint, dtype=dtype_of(dtype), progress=progress)
+        return load_model(checkpoint, dtype=jnp.dtype(dtype_name(dtype)), progress=progress)
 
 
 def start_engine(
@@ -62,12 +81,9 @@ def start_engine(
         ValueError: an implementation that does not exist, or sizes that do not fit the model.
     """
     from jaxinfer.llm import LLM
+    from jaxinfer.loading import check_implementation, dtype_name
 
-    if options.implementation is not None:
-        from jaxinfer.op_choices import check_implementation
-
-        dtype = dtype_of(options.dtype)
-        check_implementation(options.implementation, checkpoint.config, dtype)
+    check_implementation(options.implementation, checkpoint.config, dtype_name(options.dtype))
     model = load_weights(checkpoint, options.dtype, reporter)
     return LLM(
         (model, tokenizer),

@@ -5,6 +5,12 @@ import pytest
 from tests.cli.command import write_tiny_model
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept(monkeypatch):
+    """Tests compile anew and leave the user's cache alone."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> str:
     """A random model that knows bytes, context 512, as the name of its directory."""
