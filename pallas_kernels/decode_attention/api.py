@@ -10,7 +10,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention import config as configs
-from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config, decode_attention_mosaic
+from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import (
+    Config,
+    decode_attention_mosaic,
+    tile_rows,
+)
 from jaxinfer.pallas_kernels.decode_attention.xla import decode_attention_xla
 from jaxinfer.pallas_kernels.device import DeviceSpec, current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
@@ -89,7 +93,7 @@ def decode_attention(
     query's dtype before they meet V (relative RMS error about 2e-3 in bfloat16).
 
     Memory: `mosaic` reads each visible key and value once and writes partial results of
-    4·H·(CTAs + B·K)·max(8, T·N/K) bytes. `xla` copies all pages that `page_table` names.
+    4·H·(CTAs + B·K)·max(16, T·N/K) bytes. `xla` copies all pages that `page_table` names.
 
     Follows FlashDecoding (split-KV with a log-sum-exp merge).
 
@@ -118,7 +122,9 @@ def _dispatch(query, k_pages, v_pages, page_table, lengths, *, implementation, c
 
     def mosaic():
         _check_mosaic(device, query, k_pages)
-        rows = -(-query.shape[1] * query.shape[2] // k_pages.shape[1] // 8) * 8
+        B, T, N, _ = query.shape
+        K = k_pages.shape[1]
+        rows = tile_rows(segments=B * K, R=T * N // K)
         chosen = config or configs.heuristic_config(
             device, rows=rows, head_dim=query.shape[3], page_size=k_pages.shape[2]
         )

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
-from jaxinfer.pallas_kernels.decode_attention.plan import DecodePlan, num_pieces, plan_decode
+from jaxinfer.pallas_kernels.decode_attention.plan import Division, num_groups
 from jaxinfer.pallas_kernels.plgpu import pl
 
 LOG2E = math.log2(math.e)
@@ -56,6 +56,29 @@ class Config:
         return 2 * (self.stages * stage + rows * self.block) + 4096
 
 
+def tile_rows(*, segments: int, R: int) -> int:
+    """Query rows of a tile.
+
+    Args:
+        segments: B·K, KV heads of all requests.
+        R: Query rows of each.
+    """
+    if _can_cut(segments, R):
+        return 8 if 8 % R == 0 else 16
+    return -(-R // 8) * 8
+
+
+def _can_cut(segments: int, R: int) -> bool:
+    """Whether tiles can be cut from rows that are not padded.
+
+    Tiles begin at multiples of 8. One of 8 rows, or of 16, then holds a whole head's rows and some
+    of others': those are computed and dropped, which costs nothing, while padding would cost a
+    launch.
+    """
+    total = segments * R
+    return R < 8 and total % 8 == 0 and (8 % R == 0 or total >= 16)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Shape:
     """Static sizes; R query rows (t, g) share a KV head, padded to `rows` (a multiple of 8)."""
@@ -67,7 +90,7 @@ class _Shape:
     H: int
     page_size: int
     config: Config
-    num_ctas: int
+    groups: int
     scale: float
     left_window: int | None
     softcap: float | None
@@ -77,19 +100,33 @@ class _Shape:
         return self.T * self.G
 
     @property
+    def division(self) -> Division:
+        return Division(
+            B=self.B, T=self.T, block=self.config.block, groups=self.groups,
+            left_window=self.left_window,
+        )  # fmt: skip
+
+    @property
     def rows(self) -> int:
         """Rows of a tile."""
-        return -(-self.R // 8) * 8
+        return tile_rows(segments=self.B * self.K, R=self.R)
 
     @property
     def stride(self) -> int:
-        """Rows from one KV head's to the next's: R, padded where tiles would not hold whole heads.
+        """Rows from one KV head's to the next's: R where tiles can be cut so, else padded."""
+        return self.R if _can_cut(self.B * self.K, self.R) else self.rows
 
-        Where R divides 8, a tile holds the rows of several heads; those of the others are computed
-        and dropped, which costs nothing, while padding would cost a launch.
+    def tile_of(self, segment):
+        """First query row of the tile that holds a segment's rows, and where in it they begin.
+
+        Args:
+            segment: Number of a request and KV head, `request·K + head`.
         """
-        whole = 8 % self.R == 0 and (self.B * self.K * self.R) % 8 == 0
-        return self.R if whole else self.rows
+        row = segment * self.stride
+        last = self.B * self.K * self.stride - self.rows
+        start = row - row % 8
+        start = min(start, last) if isinstance(start, int) else lax.min(start, jnp.int32(last))
+        return start, row - start
 
 
 # Layers that call alike share one trace and one lowering.
@@ -118,38 +155,31 @@ def decode_attention_mosaic(
     K, page_size = k_pages.shape[1:3]
     shape = _Shape(
         B=B, T=T, K=K, G=N // K, H=H, page_size=page_size, config=config,
-        num_ctas=num_sms * config.ctas_per_sm,
+        groups=num_groups(num_ctas=num_sms * config.ctas_per_sm, num_kv_heads=K),
         scale=scale, left_window=left_window, softcap=logits_softcap,
     )  # fmt: skip
     lengths = lengths.astype(jnp.int32)
-    plan = plan_decode(
-        lengths, num_tokens=T, num_kv_heads=K, block=config.block,
-        num_ctas=shape.num_ctas, left_window=left_window,
-    )  # fmt: skip
     # Rows of one KV head side by side: [B·K, R, H] (free for T = 1).
     rows = query.reshape(B, T, K, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B * K, -1, H)
     rows = jnp.pad(rows, ((0, 0), (0, shape.stride - shape.R), (0, 0))).reshape(-1, H)
-    pieces = _attend(shape, rows, k_pages, v_pages, page_table, lengths, plan)
-    out, lse = _merge(shape, query.dtype, *pieces, plan)
+    pieces = _attend(shape, rows, k_pages, v_pages, page_table, lengths)
+    out, lse = _merge(shape, query.dtype, lengths, *pieces)
     out = out.reshape(B, K, T, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
-    segment, row = np.indices((B * K, shape.R))
-    lse = lse[segment, row + segment * shape.stride % shape.rows]
+    within = np.asarray([shape.tile_of(segment)[1] for segment in range(B * K)])
+    lse = lse[np.arange(B * K)[:, None], within[:, None] + np.arange(shape.R)]
     lse = lse.reshape(B, K, T, shape.G).transpose(0, 2, 1, 3).reshape(B, T, N)
     return out, lse
 
 
-def _tile_of(shape: _Shape, request, head):
-    """First query row of the tile that holds a segment's rows, and where in it they begin."""
-    row = (request * shape.K + head) * shape.stride
-    within = lax.rem(row, jnp.int32(shape.rows))
-    return row - within, within
+def _attend(shape: _Shape, rows, k_pages, v_pages, page_table, lengths):
+    """Every piece: normalised output `[pieces, H, rows]`, base-2 lse `[pieces, rows]`.
 
-
-def _attend(shape: _Shape, rows, k_pages, v_pages, page_table, lengths, plan: DecodePlan):
-    """Every piece: normalised output `[pieces, H, rows]`, base-2 lse `[pieces, rows]`."""
+    And what the merge finds them by: `[B + 1]`, the number of each request's first unit, and last
+    the units of a group. Requests without units have no entry.
+    """
     config = shape.config
     dtype = rows.dtype
-    pieces = num_pieces(batch=shape.B, num_kv_heads=shape.K, num_ctas=shape.num_ctas)
+    pieces = shape.K * shape.division.pieces
     copies = max(1, config.block // shape.page_size)
     tiling = plgpu.TilingTransform((8, 64))
     tiled = (tiling, plgpu.SwizzleTransform(128))
@@ -169,59 +199,45 @@ def _attend(shape: _Shape, rows, k_pages, v_pages, page_table, lengths, plan: De
         out_type=(
             jax.ShapeDtypeStruct((pieces, shape.H, shape.rows), jnp.float32),
             jax.ShapeDtypeStruct((pieces, shape.rows), jnp.float32),
+            jax.ShapeDtypeStruct((shape.B + 1,), jnp.int32),
         ),
         scratch_types=scratch,
-        grid=(shape.num_ctas,),
+        grid=(shape.groups * shape.K,),
         grid_names=("cta",),
         kernel_name="decode_attention",
         num_threads=2,
         thread_name="role",
         compiler_params=_COMPILER,
     )
-    return kernel(
-        rows, k_pages, v_pages, page_table, lengths,
-        plan.first_block, plan.end_block, plan.next_request, plan.starts,
-    )  # fmt: skip
+    return kernel(rows, k_pages, v_pages, page_table, lengths)
 
 
 def _attend_body(
     shape: _Shape,
-    q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem,
-    first_gmem, end_gmem, next_gmem, starts_gmem,
-    out_gmem, lse_gmem,
+    q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem, out_gmem, lse_gmem, firsts_gmem,
     *, q_smem, k_smem, v_smem, p_smem, k_ready, v_ready, k_free, v_free,
 ):  # fmt: skip
     cta = lax.axis_index("cta")
     role = lax.axis_index("role")
+    group, head = lax.div(cta, jnp.int32(shape.K)), lax.rem(cta, jnp.int32(shape.K))
     stages = jnp.int32(shape.config.stages)
-    start = tuple(starts_gmem[cta, i] for i in range(3))
-    units = starts_gmem[cta, 3]
-
-    def following(head, request, block, end):
-        """The unit after this one: next block, else next request's first, else next head's."""
-
-        def same():
-            return head, request, block + 1, end
-
-        def switch():
-            new = next_gmem[request]
-            return head + (new <= request).astype(jnp.int32), new, first_gmem[new], end_gmem[new]
-
-        return lax.cond(block + 1 < end, same, switch)
+    division = shape.division
+    start = division.start(lengths_gmem, group)
+    unit, units = (start.request, start.block), start.units
 
     @pl.when(role == 0)
     def _load():
         plgpu.set_max_registers(40, action="decrease")
 
         def load_unit(i, unit):
-            head, request, block, end = unit
+            request, block = unit
             slot = lax.rem(i, stages)
 
             @pl.when(i >= stages)
             def _():
                 plgpu.barrier_wait(k_free.at[slot])
 
-            row, _ = _tile_of(shape, request, head)
+            row, _ = shape.tile_of(request * shape.K + head)
             plgpu.copy_gmem_to_smem(
                 q_gmem.at[pl.ds(row, shape.rows)], q_smem.at[slot], k_ready.at[slot]
             )
@@ -235,9 +251,18 @@ def _attend_body(
                 plgpu.barrier_wait(v_free.at[slot])
 
             _copy_pages(shape, v_gmem, v_smem.at[slot], v_ready.at[slot], head, pages, valid)
-            return following(head, request, block, end)
 
-        lax.fori_loop(0, units, load_unit, (*start, end_gmem[start[1]]))
+            @pl.when((head == 0) & (block == division.blocks(length)[0]))
+            def _note_first():
+                firsts_gmem[request] = start.unit + i
+
+            return division.following(lengths_gmem, request, block)
+
+        @pl.when(cta == 0)
+        def _note_share():
+            firsts_gmem[shape.B] = start.share
+
+        lax.fori_loop(0, units, load_unit, unit)
 
         # Every completed phase of a barrier must have been observed when the kernel ends.
         @pl.loop(lax.max(units - stages, jnp.int32(0)), units)
@@ -258,7 +283,7 @@ def _attend_body(
 
         def attend_unit(i, carry):
             unit, acc, peak, partial_sum = carry
-            head, request, block, end = unit
+            request, block = unit
             slot = lax.rem(i, stages)
             plgpu.barrier_wait(k_ready.at[slot])
 
@@ -269,8 +294,8 @@ def _attend_body(
             logits = pl.run_scoped(scores, plgpu.ACC((shape.config.block, shape.rows), jnp.float32))
             plgpu.barrier_arrive(k_free.at[slot])
 
-            _, within = _tile_of(shape, request, head)
             length = lengths_gmem[request]
+            within = shape.tile_of(request * shape.K + head)[1]
             logits = _mask(shape, _scaled(shape, logits), block, length, within)
             new_peak = jnp.maximum(peak, logits.max(axis=0))
             # A column that has seen no key yet keeps -inf; subtract 0 from it instead.
@@ -294,14 +319,15 @@ def _attend_body(
             acc = plgpu.wgmma_add(acc, v_smem.at[slot].transpose((1, 0)), p_smem.transpose((1, 0)))
             plgpu.barrier_arrive(v_free.at[slot])
 
-            last = (block + 1 >= end) | (i + 1 >= units)
+            following = division.following(lengths_gmem, request, block)
+            last = (following[0] != request) | (following[1] != block + 1) | (i + 1 >= units)
 
             @pl.when(last)
             def _():
                 total = partial_sum.sum(axis=0)
                 seen = total > 0.0
                 divisor = jnp.where(seen, total, 1.0)
-                piece = cta + head * shape.B + request
+                piece = head * division.pieces + group + request
                 out_gmem[piece] = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
                 lse_gmem[piece] = jnp.where(seen, new_peak + jnp.log2(divisor), -jnp.inf)
 
@@ -310,9 +336,8 @@ def _attend_body(
             acc = acc * keep
             partial_sum = partial_sum * keep
             peak = new_peak + jnp.where(last, -jnp.inf, 0.0).astype(jnp.float32)
-            return following(head, request, block, end), acc, peak, partial_sum
+            return following, acc, peak, partial_sum
 
-        unit = (*start, end_gmem[start[1]])
         lax.fori_loop(0, units, attend_unit, (unit, acc, peak, partial_sum))
 
 
@@ -388,7 +413,7 @@ def _mask(shape: _Shape, logits, block, length, within):
     return jnp.where(visible, logits, -jnp.inf)
 
 
-def _merge(shape: _Shape, dtype, piece_out, piece_lse, plan: DecodePlan):
+def _merge(shape: _Shape, dtype, lengths, piece_out, piece_lse, firsts):
     """Merge the pieces of each segment: output `[B·K, R, H]`, natural lse `[B·K, rows]`."""
     segments = shape.B * shape.K
     kernel = plgpu.kernel(
@@ -405,21 +430,17 @@ def _merge(shape: _Shape, dtype, piece_out, piece_lse, plan: DecodePlan):
         kernel_name="decode_attention_merge",
         compiler_params=_COMPILER,
     )
-    return kernel(piece_out, piece_lse, plan.before, plan.share)
+    return kernel(lengths, piece_out, piece_lse, firsts)
 
 
 def _merge_body(
-    shape: _Shape, piece_out, piece_lse, before_gmem, share_gmem, out_gmem, lse_gmem, *, out_smem
+    shape: _Shape, lengths_gmem, piece_out, piece_lse, firsts_gmem, out_gmem, lse_gmem, *, out_smem
 ):
     part, head, request = (lax.axis_index(name) for name in ("part", "head", "request"))
-    share = share_gmem[0]
-    before = before_gmem[request]
-    blocks = before_gmem[request + 1] - before
-    first_unit = head * before_gmem[shape.B] + before
-    segment = head * shape.B + request
-    first_piece = lax.div(first_unit, share) + segment
-    end_piece = lax.div(first_unit + blocks - 1, share) + segment + 1
-    pieces = lax.select(blocks > 0, end_piece - first_piece, jnp.int32(0))
+    first_piece, pieces = shape.division.pieces_of(
+        request, lengths_gmem[request], first_unit=firsts_gmem[request], share=firsts_gmem[shape.B]
+    )
+    first_piece = first_piece + head * shape.division.pieces
     columns = pl.ds(part * _MERGE_COLUMNS, _MERGE_COLUMNS)
 
     along_rows = plgpu.Layout.WGMMA.reduce(0)
@@ -462,7 +483,7 @@ def _merge_body(
     )
     plgpu.commit_smem()
     index = request * shape.K + head
-    _, within = _tile_of(shape, request, head)
+    within = shape.tile_of(index)[1]
     plgpu.copy_smem_to_gmem(
         out_smem.at[pl.ds(within, shape.R)], out_gmem.at[index, pl.ds(0, shape.R), columns]
     )

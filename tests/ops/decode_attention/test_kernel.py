@@ -14,7 +14,7 @@ from tests.ops.cases import cases, inputs, same_bits
 from tests.ops.decode_attention.calls import call_reference, check, check_rounding, op
 from tests.ops.paging import poison
 
-# Two requests over two pages each, two KV heads: segments that two CTAs share.
+# Two requests over two pages each, two KV heads: requests that two groups of CTAs share.
 SMALL = DecodeSpec(model="small", B=2, S=128, N=4, K=2, H=64, lengths=(100, 70))
 BLOCKS_OF_64 = Config(block=64, stages=2)  # several units, and stages used twice
 
@@ -22,7 +22,11 @@ BLOCKS_OF_64 = Config(block=64, stages=2)  # several units, and stages used twic
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_matches_reference(hopper, spec):
     arrays = inputs(make_inputs, spec, 7)
-    check(spec, hopper.run(op("mosaic", spec), *arrays), call_reference(spec, arrays))
+    check(
+        spec,
+        hopper.run(op("mosaic", spec), *arrays, num_sms=2 * spec.K),
+        call_reference(spec, arrays),
+    )
 
 
 @pytest.mark.gpu
@@ -44,7 +48,7 @@ def test_matches_reference_at_model_shapes(hopper_gpu, spec):
 ], ids=["64x2", "64x3", "128x2", "two-ctas"])  # fmt: skip
 def test_tilings(hopper, config):
     arrays = inputs(make_inputs, SMALL, 9)
-    got = hopper.run(op("mosaic", config=config), *arrays)
+    got = hopper.run(op("mosaic", config=config), *arrays, num_sms=4)
     check(SMALL, got, call_reference(SMALL, arrays))
 
 
@@ -62,7 +66,7 @@ def test_adversarial_logits(hopper, logits):
         k_pages = jnp.ones_like(k_pages)
     arrays = (query, k_pages, v_pages, table, lengths)
     want = call_reference(SMALL, arrays)
-    got = hopper.run(op("mosaic", config=BLOCKS_OF_64), *arrays)
+    got = hopper.run(op("mosaic", config=BLOCKS_OF_64), *arrays, num_sms=4)
     assert_dtype_close(got[0], want[0], SMALL.dtype, "out")
     # The lse is as large as the logits, so its error is relative to them.
     np.testing.assert_allclose(got[1], want[1], rtol=1e-6, atol=1e-4)
@@ -71,7 +75,7 @@ def test_adversarial_logits(hopper, logits):
 @pytest.mark.parametrize("lengths", [(0, 70), (0, 0)])
 def test_empty_rows(hopper, lengths):
     spec = dataclasses.replace(SMALL, lengths=lengths)
-    out, lse = hopper.run(op("mosaic"), *inputs(make_inputs, spec, 11))
+    out, lse = hopper.run(op("mosaic"), *inputs(make_inputs, spec, 11), num_sms=4)
     empty = np.array(lengths) == 0
     np.testing.assert_array_equal((np.asarray(out) == 0).all(axis=(1, 2, 3)), empty)
     np.testing.assert_array_equal(np.isneginf(lse).all(axis=(1, 2)), empty)
@@ -82,26 +86,28 @@ def test_pages_in_another_order_give_equal_bits(hopper):
     query, k_pages, v_pages, table, lengths = inputs(make_inputs, SMALL, 12)
     order = jax.random.permutation(jax.random.key(1), len(k_pages))
     moved = (k_pages[order], v_pages[order], jnp.argsort(order).astype(jnp.int32)[table])
-    got = hopper.run(op("mosaic"), query, *moved, lengths)
-    same_bits(got, hopper.run(op("mosaic"), query, k_pages, v_pages, table, lengths))
+    got = hopper.run(op("mosaic"), query, *moved, lengths, num_sms=4)
+    same_bits(got, hopper.run(op("mosaic"), query, k_pages, v_pages, table, lengths, num_sms=4))
 
 
 @pytest.mark.parametrize("page_size", [16, 128])
 def test_other_page_sizes_give_equal_bits(hopper, page_size):
     """The keys of a block meet in shared memory in one order, whatever pages they came from."""
     query, k_pages, v_pages, table, lengths = inputs(make_inputs, SMALL, 13)
-    want = hopper.run(op("mosaic"), query, k_pages, v_pages, table, lengths)
+    want = hopper.run(op("mosaic"), query, k_pages, v_pages, table, lengths, num_sms=4)
 
     def repage(pages):
         rows = pages[table].swapaxes(2, 3).reshape(2, 128 // page_size, page_size, 2, 64)
         return rows.swapaxes(2, 3).reshape(-1, 2, page_size, 64)
 
     table_of_16 = jnp.arange(2 * 128 // page_size, dtype=jnp.int32).reshape(2, -1)
-    got = hopper.run(op("mosaic"), query, repage(k_pages), repage(v_pages), table_of_16, lengths)
+    got = hopper.run(
+        op("mosaic"), query, repage(k_pages), repage(v_pages), table_of_16, lengths, num_sms=4
+    )
     same_bits(got, want)
 
 
-@pytest.mark.parametrize("num_sms", [1, 3, 9])
+@pytest.mark.parametrize("num_sms", [1, 7, 9])
 def test_other_numbers_of_sms_change_only_rounding(hopper, num_sms):
     """One CTA with everything; cuts within requests; more CTAs than units."""
     arrays = inputs(make_inputs, SMALL, 14)
@@ -113,7 +119,9 @@ def test_other_numbers_of_sms_change_only_rounding(hopper, num_sms):
 
 def test_two_runs_give_equal_bits(hopper):
     arrays = inputs(make_inputs, SMALL, 15)
-    same_bits(hopper.run(op("mosaic"), *arrays), hopper.run(op("mosaic"), *arrays))
+    same_bits(
+        hopper.run(op("mosaic"), *arrays, num_sms=4), hopper.run(op("mosaic"), *arrays, num_sms=4)
+    )
 
 
 @pytest.mark.parametrize("spec", [
@@ -126,4 +134,14 @@ def test_unused_pages_and_slots_may_hold_anything(hopper, spec):
     query, k_pages, v_pages, table, lengths = inputs(make_inputs, spec, 16)
     want = call_reference(spec, (query, k_pages, v_pages, table, lengths))
     dirty = poison(k_pages, v_pages, table, lengths)
-    check(spec, hopper.run(op("mosaic"), query, *dirty, lengths), want)
+    check(spec, hopper.run(op("mosaic"), query, *dirty, lengths, num_sms=4), want)
+
+
+@pytest.mark.parametrize(("B", "K", "G"), [(8, 1, 3), (2, 4, 7), (1, 1, 3), (4, 2, 2), (2, 2, 10)])
+def test_query_heads_that_tiles_of_8_do_not_hold(hopper, B, K, G):
+    """Cut from unpadded rows as tiles of 16 or 8, or padded."""
+    lengths = (64, 9, 40, 1, 30, 2, 64, 5)[:B]
+    spec = DecodeSpec(model="heads", B=B, S=64, N=K * G, K=K, H=64, lengths=lengths)
+    arrays = inputs(make_inputs, spec, 12)
+    got = hopper.run(op("mosaic"), *arrays, num_sms=2 * K)
+    check(spec, got, call_reference(spec, arrays))

@@ -1,37 +1,35 @@
 """The division of work: every unit once, every piece its own place."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.pallas_kernels.decode_attention.plan import num_pieces, plan_decode
+from jaxinfer.pallas_kernels.decode_attention.plan import Division, num_groups
 
 BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Call:
-    """Arguments of one plan."""
+    """Lengths, and what is static about a call."""
 
     lengths: tuple[int, ...]
-    heads: int
-    ctas: int
+    groups: int
     tokens: int = 1
     window: int | None = None
 
-    def plan(self):
-        """The plan, as NumPy arrays by field name."""
-        plan = plan_decode(
-            jnp.array(self.lengths, jnp.int32), num_tokens=self.tokens, num_kv_heads=self.heads,
-            block=BLOCK, num_ctas=self.ctas, left_window=self.window,
+    @property
+    def division(self) -> Division:
+        return Division(
+            B=len(self.lengths), T=self.tokens, block=BLOCK, groups=self.groups,
+            left_window=self.window,
         )  # fmt: skip
-        arrays = {name: np.asarray(value) for name, value in vars_of(plan).items()}
-        assert all(value.dtype == np.int32 for value in arrays.values())
-        return arrays
 
     def visible_blocks(self, request: int) -> list[int]:
         """Blocks with a key that some query of a request sees, one key at a time."""
@@ -40,63 +38,59 @@ class Call:
         return sorted({key // BLOCK for key in range(oldest, length)})
 
 
-def vars_of(plan) -> dict:
-    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+@functools.cache
+def compiled(division: Division, blocks: int):
+    """Starts of all groups, and the unit after every (request, block)."""
+
+    def compute(lengths):
+        groups = jnp.arange(division.groups, dtype=jnp.int32)
+        pairs = jnp.indices((division.B, blocks), dtype=jnp.int32).reshape(2, -1)
+        starts = jax.vmap(lambda group: division.start(lengths, group))(groups)
+        after = jax.vmap(lambda *unit: division.following(lengths, *unit))(*pairs)
+        return starts, after
+
+    return jax.jit(compute)
 
 
-def walk(plan, cta: int) -> list[tuple[int, int, int]]:
-    """Units (head, request, block) of a CTA, found as the kernel finds them."""
-    head, request, block, count = (int(x) for x in plan["starts"][cta])
-    units = []
-    end = plan["end_block"][request]
-    for _ in range(count):
-        units.append((head, request, block))
-        block += 1
-        if block >= end:
-            following = int(plan["next_request"][request])
-            head += following <= request
-            request, block = following, int(plan["first_block"][following])
-            end = plan["end_block"][request]
-    return units
-
-
-def check(call: Call) -> None:
-    plan = call.plan()
+def check(call: Call) -> list[int]:
+    """Walk as the kernels do; the units of every group."""
     B = len(call.lengths)
-    expected = [
-        (head, request, block)
-        for head in range(call.heads)
-        for request in range(B)
-        for block in call.visible_blocks(request)
-    ]
-    per_cta = [walk(plan, cta) for cta in range(call.ctas)]
-    assert [unit for units in per_cta for unit in units] == expected
+    blocks = max(call.lengths) // BLOCK + 2
+    arrays = compiled(call.division, blocks)(jnp.array(call.lengths, jnp.int32))
+    starts, after = jax.tree.map(np.asarray, arrays)
+    assert all(x.dtype == np.int32 for part in (starts, after) for x in part)
 
-    share = int(plan["share"][0])
-    assert share == max(-(-len(expected) // call.ctas), 1)  # nobody does more than a fair share
-    assert all(len(units) <= share for units in per_cta)
+    per_group = []
+    firsts = {}  # what a kernel notes as it comes to a request's first unit
+    for request, block, count, unit, _ in zip(*starts, strict=True):
+        units = []
+        for i in range(count):
+            if block == call.visible_blocks(request)[0]:
+                firsts[request] = unit + i
+            units.append((int(request), int(block)))
+            place = request * blocks + block
+            request, block = after[0][place], after[1][place]
+        per_group.append(units)
+    expected = [(b, block) for b in range(B) for block in call.visible_blocks(b)]
+    assert [unit for units in per_group for unit in units] == expected
+    share = max(-(-len(expected) // call.groups), 1)
+    assert all(len(units) <= share for units in per_group)  # nobody does more than a fair share
 
-    pieces: dict[int, set[int]] = {}
-    for cta, units in enumerate(per_cta):
-        for head, request, _ in units:
-            segment = head * B + request
-            pieces.setdefault(segment, set()).add(cta + segment)
-    indices = [index for owned in pieces.values() for index in owned]
-    assert len(indices) == len(set(indices))
-    assert max(indices, default=0) < num_pieces(
-        batch=B, num_kv_heads=call.heads, num_ctas=call.ctas
-    )
-    for segment, owned in pieces.items():
-        assert sorted(owned) == list(merge_range(plan, segment, B)), segment
-
-
-def merge_range(plan, segment: int, B: int) -> range:
-    """Pieces of a segment, as the merge finds them: neighbours, in order."""
-    head, request = divmod(segment, B)
-    before, share = plan["before"], int(plan["share"][0])
-    first_unit = head * int(before[B]) + int(before[request])
-    last_unit = first_unit + int(before[request + 1] - before[request]) - 1
-    return range(first_unit // share + segment, last_unit // share + segment + 1)
+    owned: dict[int, set[int]] = {b: set() for b in range(B)}
+    for group, units in enumerate(per_group):
+        for request, _ in units:
+            owned[request].add(group + request)
+    numbers = [number for pieces in owned.values() for number in pieces]
+    assert len(numbers) == len(set(numbers))
+    assert max(numbers, default=0) < call.division.pieces
+    assert all(starts.share == share)
+    for b, length in enumerate(call.lengths):
+        first, count = call.division.pieces_of(
+            jnp.int32(b), jnp.int32(length), first_unit=jnp.int32(firsts.get(b, 77)),
+            share=jnp.int32(share),
+        )  # fmt: skip
+        assert sorted(owned[b]) == list(range(first, first + count)), b
+    return [len(units) for units in per_group]
 
 
 calls = st.builds(
@@ -104,8 +98,7 @@ calls = st.builds(
     lengths=st.lists(st.sampled_from([0, 1, 63, 64, 65, 200, 512]), min_size=1, max_size=4).map(
         tuple
     ),
-    heads=st.integers(1, 3),
-    ctas=st.sampled_from([1, 2, 3, 7, 132]),
+    groups=st.sampled_from([1, 2, 3, 7, 132]),
     tokens=st.sampled_from([1, 8]),
     window=st.sampled_from([None, 0, 63, 100]),
 )
@@ -113,9 +106,9 @@ calls = st.builds(
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(calls)
-@example(Call(lengths=(1,), heads=1, ctas=132))
-@example(Call(lengths=(0, 0, 0), heads=2, ctas=3))
-@example(Call(lengths=(0, 70, 0, 0), heads=3, ctas=2))
+@example(Call(lengths=(1,), groups=132))
+@example(Call(lengths=(0, 0, 0), groups=3))
+@example(Call(lengths=(0, 70, 0, 0), groups=2))
 def test_every_unit_is_done_once_and_every_piece_has_its_place(call):
     check(call)
 
@@ -123,13 +116,17 @@ def test_every_unit_is_done_once_and_every_piece_has_its_place(call):
 @pytest.mark.parametrize("window", [0, 1, 62, 63, 64, 65, 127, 128, 10_000])
 def test_windows_around_the_block_size(window):
     for length in (1, 64, 129, 192, 200):
-        check(Call(lengths=(length, 7), heads=2, ctas=3, tokens=2, window=window))
+        check(Call(lengths=(length, 7), groups=3, tokens=2, window=window))
 
 
-def test_many_requests_on_a_whole_gpu():
-    """132 CTAs, 64 ragged requests: the slowest CTA does at most one unit more than the mean."""
-    lengths = tuple(int(x) for x in np.random.default_rng(0).integers(1, 1500, 64))
-    call = Call(lengths=lengths, heads=8, ctas=132)
-    check(call)
-    counts = call.plan()["starts"][:, 3]
-    assert counts.max() <= counts.sum() / 132 + 1
+@pytest.mark.parametrize("B", [64, 65, 200], ids=["unrolled", "looped", "many"])
+def test_many_requests_on_a_whole_gpu(B):
+    """The slowest group does at most one unit more than the mean."""
+    lengths = tuple(int(x) for x in np.random.default_rng(0).integers(0, 1500, B))
+    counts = check(Call(lengths=lengths, groups=num_groups(num_ctas=132, num_kv_heads=8)))
+    assert len(counts) == 16
+    assert max(counts) <= sum(counts) / 16 + 1
+
+
+def test_more_heads_than_ctas():
+    assert num_groups(num_ctas=3, num_kv_heads=8) == 1
