@@ -64,12 +64,12 @@ def plan(
 
     Example:
         >>> from jaxinfer.sharding.topology import h100_nvswitch, mi300x_tasp
-        >>> work = Workload(tokens_per_rank=1024, num_heads=20, num_kv_heads=20, head_dim=128)
-        >>> chosen = plan(h100_nvswitch(8), work)
-        >>> chosen.schedule.name, chosen.transport
-        ('ring', 'ppermute')
-        >>> plan(mi300x_tasp(8), work, transport="all_to_all").schedule.name
-        'all_gather'
+        >>> work = Workload(tokens_per_rank=4096, num_heads=20, num_kv_heads=20, head_dim=128)
+        >>> for topology in (h100_nvswitch(8), mi300x_tasp(8)):
+        ...     chosen = plan(topology, work)
+        ...     print(chosen.schedule.name, chosen.transport)
+        ring ppermute
+        all_gather all_to_all
     """
     _check_transport(transport)
     options = _options(topology, workload, schedule, transport, chunks)
@@ -154,7 +154,7 @@ def predict_transport(
     * `ppermute`: lanes of a step go one after another, each with a latency of its own.
     * `all_to_all`: lanes go together, and idle links carry a piece that nobody reads.
     * `all_gather`: attention needs the first group of heads before it can begin, so the first
-      exchange is not hidden; nothing is merged.
+      exchange is not hidden. A group is one attention call, with a causal mask (zigzag) two.
 
     Args:
         schedule: n ranks.
@@ -181,7 +181,7 @@ def predict_transport(
     if transport == "all_to_all" or not steps:
         computation = predict(schedule.destination, m, topology, workload).computation_s
         return _overlapped(together.communication_s, computation)
-    group_s = workload.block_s * n / m + workload.step_overhead_s
+    group_s = workload.block_s * n / m + workload.step_overhead_s * (2 if workload.causal else 1)
     waiting = together.communication_s[0]
     hidden = _overlapped(together.communication_s[1:], (group_s,) * m)
     return Prediction(

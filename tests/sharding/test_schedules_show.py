@@ -141,3 +141,19 @@ def test_document_shows_what_the_command_prints(
 
 def test_document_has_examples():
     assert len(documented()) >= 3
+
+
+def test_schedules_do_not_load_jax():
+    code = "import sys, jaxinfer.sharding.show; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_names_are_found_when_they_are_used():
+    code = (
+        "import jaxinfer.sharding as s; print(all(callable(getattr(s, n)) for n in s.__all__ "
+        "if n not in ('KINDS', 'TOPOLOGIES'))); s.ringattention"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "True"
+    assert "has no attribute 'ringattention'" in done.stderr

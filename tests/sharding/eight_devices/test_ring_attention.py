@@ -50,7 +50,7 @@ def test_every_kind_for_every_number_of_ranks(n, kind, placement, mask, transpor
 ])  # fmt: skip
 def test_every_placement_and_mask(kind, transport, placement, mask):
     """Heads in groups of three, as in SmolLM2."""
-    n, tokens = 4, 6
+    n, tokens = 3, 8
     schedule = build("all_gather", n, pieces=3) if kind == "heads" else build(kind, n)
     is_causal, padded = mask
     run_ring(
