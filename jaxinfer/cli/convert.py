@@ -23,24 +23,35 @@ class Convert(Output):
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """GGUF file, model directory, Hugging Face Hub id, or "default"."""
-    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    out: Annotated[Positional[str], arg(metavar="OUT")]
     """Directory to create."""
     dtype: Literal["bfloat16", "float32", "float16"] = "bfloat16"
     """Of the stored weights; float32 keeps every bit of a dequantised GGUF file."""
 
     def run(self) -> int:
         """Do it; the exit code."""
-        # Before anything is downloaded or read.
-        if self.out.exists():
-            raise UsageError(f"{self.out} exists; remove it or choose another name")
-        from jaxinfer.models.checkpoint.orbax import save_orbax
+        if not self.out:
+            raise UsageError("OUT is empty; name a directory to create")
+        from jaxinfer.models.checkpoint.orbax import check_target, save_orbax
 
+        out = Path(self.out)
+        try:
+            check_target(out)  # before anything is downloaded or read
+        except OSError as error:
+            raise UsageError(_unwritable(out, error)) from error
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(self.model, reporter)
         model = load_weights(checkpoint, self.dtype, reporter)
-        with reporter.task("write"):
-            save_orbax(self.out, model, tokenizer=tokenizer, generation=checkpoint.generation)
-        size = sum(file.stat().st_size for file in self.out.rglob("*") if file.is_file())
-        print(f"{self.out}: {model.config.num_parameters / 1e6:.0f} M parameters, "
+        try:
+            with reporter.task("write"):
+                save_orbax(out, model, tokenizer=tokenizer, generation=checkpoint.generation)
+        except OSError as error:
+            raise RuntimeError(_unwritable(out, error)) from error
+        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+        print(f"{out}: {model.config.num_parameters / 1e6:.0f} M parameters, "
               f"{self.dtype}, {size / 1e6:.0f} MB")  # fmt: skip
         return 0
+
+
+def _unwritable(out: Path, error: OSError) -> str:
+    return f"cannot write {out}: {error.strerror}" if error.strerror else str(error)

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxinfer.models.checkpoint.base import GenerationDefaults
 from jaxinfer.models.checkpoint.huggingface import checked_tokenizer, read_json
+from jaxinfer.models.checkpoint.orbax_write import write_weights
 from jaxinfer.models.config import DecoderConfig, RopeScaling
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.errors import CheckpointError
@@ -95,33 +96,61 @@ def save_orbax(
 
     Raises:
         FileExistsError: `path` exists.
+        OSError: it cannot be written; names `path` as given.
     """
-    import orbax.checkpoint as ocp
-
-    path = Path(path).absolute()
-    if path.exists():
-        raise FileExistsError(f"{path} exists; remove it or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    target = Path(path).absolute()
+    check_target(path)
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(scratch / "weights", dict(model.canonical_weights()))
-        generation = generation or GenerationDefaults()
-        values = {
-            "format": FORMAT,
-            "config": dataclasses.asdict(model.config),
-            "generation": dataclasses.asdict(generation),
-            "weights_bytes": _sizes(scratch / "weights"),
-            "weights_crc32": _checksums(scratch / "weights"),
-        }
-        (scratch / FILE).write_text(json.dumps(values, indent=2))
-        if tokenizer is not None:
-            tokenizer.save(scratch)
-        scratch.chmod(0o755)
-        scratch.rename(path)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            _write(scratch, model, tokenizer, generation or GenerationDefaults())
+            scratch.chmod(0o755)
+            scratch.rename(target)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise _about(path, error) from error
+
+
+def check_target(path: Path) -> None:
+    """Whether a directory can be created there, before there is anything to write.
+
+    Raises:
+        FileExistsError: `path` exists.
+        OSError: nothing can be created in the folder that it would be in; names `path`.
+    """
+    target = Path(path).absolute()
+    if target.exists():
+        raise FileExistsError(f"{path} exists; remove it or choose another name")
+    folder = next(parent for parent in target.parents if parent.exists())
+    try:
+        # Permissions alone do not tell: of file systems that are read-only, or as root.
+        tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=folder).cleanup()
+    except OSError as error:
+        raise _about(path, error) from error
+
+
+def _about(path: Path, error: OSError) -> OSError:
+    """The same error of `path`, in place of a scratch file that nobody has heard of."""
+    return error if error.errno is None else OSError(error.errno, error.strerror, str(path))
+
+
+def _write(
+    folder: Path, model: Decoder, tokenizer: Tokenizer | None, generation: GenerationDefaults
+) -> None:
+    write_weights(folder / "weights", dict(model.canonical_weights()))
+    values = {
+        "format": FORMAT,
+        "config": dataclasses.asdict(model.config),
+        "generation": dataclasses.asdict(generation),
+        "weights_bytes": _sizes(folder / "weights"),
+        "weights_crc32": _checksums(folder / "weights"),
+    }
+    (folder / FILE).write_text(json.dumps(values, indent=2))
+    if tokenizer is not None:
+        tokenizer.save(folder)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -60,8 +60,15 @@ class Tokenizer:
         Args:
             text: Any text.
             add_bos: Whether to begin with `bos_id`; None: as the model was trained.
+
+        Raises:
+            ValueError: half of a surrogate pair, which is no character.
         """
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            _check_characters(text)
+            raise
         wanted = self.add_bos if add_bos is None else add_bos
         if wanted and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids = [self.bos_id, *ids]
@@ -105,7 +112,8 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json`."""
-        self._backend.save(str(folder / "tokenizer.json"))
+        # Not with the backend's own method, which raises a bare Exception where a disk is full.
+        (folder / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         config = {
             "bos_id": self.bos_id,
             "add_bos_token": self.add_bos,
@@ -114,6 +122,18 @@ class Tokenizer:
             **self._special_tokens,
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+
+
+def _check_characters(text: str) -> None:
+    """Say what the backend's TypeError does not: which character of a text is none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text is not valid Unicode: character {error.start} is "
+            f"U+{ord(text[error.start]):04X}, half of a surrogate pair, as Python makes of bytes "
+            "that are not UTF-8"
+        ) from None
 
 
 class DecodeStream:

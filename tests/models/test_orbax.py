@@ -1,17 +1,22 @@
 """Converted models: what is written is read back, or nothing is there."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
+import sys
+import threading
+import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.models.checkpoint import orbax_write
 from jaxinfer.models.checkpoint.base import GenerationDefaults
 from jaxinfer.models.checkpoint.open import load_model, open_checkpoint
-from jaxinfer.models.checkpoint.orbax import FILE, OrbaxCheckpoint, save_orbax
+from jaxinfer.models.checkpoint.orbax import FILE, OrbaxCheckpoint, check_target, save_orbax
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.errors import CheckpointError
 from jaxinfer.models.tokenizer.byte import byte_tokenizer
@@ -80,6 +85,74 @@ def test_an_error_while_writing_leaves_nothing(error, tmp_path, monkeypatch):
     with pytest.raises(error):
         save_orbax(tmp_path / "deep" / "model", random_model("llama"), tokenizer=byte_tokenizer())
     assert list((tmp_path / "deep").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("RESOURCE_EXHAUSTED: Failed writing [os_error_code='28']", errno.ENOSPC),
+        ("RESOURCE_EXHAUSTED: Failed writing", errno.ENOSPC),
+        ("OUT_OF_RANGE: Failed to write 9 bytes [os_error_code='27']", errno.EFBIG),
+        ("INVALID_ARGUMENT: rank", None),
+    ],
+)
+def test_errors_of_the_disk_name_the_target(message, code, tmp_path, monkeypatch):
+    """Those of TensorStore too, which are ValueErrors about a scratch file."""
+    import orbax.checkpoint as ocp
+
+    def fail(*_):
+        raise ValueError(message)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", fail)
+    with pytest.raises((OSError, ValueError)) as raised:
+        save_orbax(tmp_path / "model", random_model("llama"))
+    if code is None:
+        assert str(raised.value) == message
+    else:
+        assert isinstance(raised.value, OSError)
+        assert (raised.value.errno, raised.value.filename) == (code, str(tmp_path / "model"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"Not a directory: '.*/file/model'"):
+        check_target(tmp_path / "file" / "model")
+    check_target(tmp_path / "deep" / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_threads_still_write_is_removed(tmp_path):
+    """And only their reports are kept from standard error."""
+    folder = tmp_path / "scratch"
+    before, shown = sys.unraisablehook, []
+
+    class Noisy:
+        def __init__(self, error: Exception):
+            self.error = error
+
+        def __del__(self):
+            raise self.error
+
+    def write() -> None:
+        for _ in range(10):
+            folder.mkdir(exist_ok=True)
+            Noisy(RuntimeError("Event loop is closed"))
+            time.sleep(0.05)
+        Noisy(RuntimeError("another"))
+
+    sys.unraisablehook = lambda report: shown.append(str(report.exc_value))
+    try:
+        with orbax_write._Writers() as writers:
+            thread = threading.Thread(target=write)
+            thread.start()
+            writers.remove_what_they_write(folder)
+            thread.join(timeout=0)
+            assert not thread.is_alive()
+    finally:
+        sys.unraisablehook = before
+    assert not folder.exists()
+    assert shown == ["another"]
 
 
 @pytest.fixture(scope="module")
