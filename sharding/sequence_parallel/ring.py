@@ -1,7 +1,7 @@
 """`ring_attention`: attention over a sequence that is sharded over a mesh axis."""
 
 import functools
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,29 @@ from jaxinfer.sharding.sequence_parallel.step import Local, Part
 from jaxinfer.sharding.topology import Topology, h100_nvswitch
 
 
+class RingOptions(TypedDict, total=False):
+    """Keyword arguments of `ring_attention`, for type checkers."""
+
+    schedule: Schedule | str | None
+    placement: Placement
+    is_causal: bool
+    scale: float | None
+    lengths: Array | int | None
+    transport: Transport | None
+    topology: Topology | None
+    implementation: Implementation
+
+
+@overload
+def ring_attention(
+    query: Array, key: Array, value: Array, *, axis_name: Axis,
+    return_residual: Literal[False] = False, **options: Unpack[RingOptions],
+) -> Array: ...  # fmt: skip
+@overload
+def ring_attention(
+    query: Array, key: Array, value: Array, *, axis_name: Axis,
+    return_residual: Literal[True], **options: Unpack[RingOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
 def ring_attention(
     query: Float[Array, "B T N H"],
     key: Float[Array, "B T K H"],
@@ -87,12 +110,14 @@ def ring_attention(
         transport=transport, topology=topology, placement=placement, is_causal=is_causal,
     )  # fmt: skip
     by_heads = chosen.transport == "all_gather"
+    merged = n > 1 and (not by_heads or (is_causal and placement == "striped"))
     local = Local(
         layout=Layout(
             placement=placement, num_ranks=n, tokens_per_rank=T,
             pieces=1 if by_heads else chosen.schedule.pieces_per_rank,
         ),
         rank=lax.axis_index(axis_name), is_causal=is_causal, lengths=per_row(lengths, B),
+        residual=return_residual or merged,
         options={"scale": scale, "implementation": implementation},
     )  # fmt: skip
     run = gather_heads if by_heads else _follow

@@ -30,6 +30,8 @@ class Local:
         rank: r, traced.
         is_causal: Whether keys after the query's position are hidden.
         lengths: `[B]` int32 tokens of each row of the whole sequence, or None: all.
+        residual: Whether log-sum-exps are needed: a call alone may do without, and then more
+            implementations can serve it.
         options: `scale` and `implementation` of `attention`.
     """
 
@@ -37,11 +39,16 @@ class Local:
     rank: jax.Array
     is_causal: bool
     lengths: jax.Array | None
+    residual: bool
     options: dict[str, Any]
 
     def attend(self, query: jax.Array, key: jax.Array, value: jax.Array, **mask: Any) -> Part:
         """Call `attention`; the output is widened, because parts are going to be merged."""
-        out, lse = attention(query, key, value, return_residual=True, **mask, **self.options)
+        if self.residual:
+            out, lse = attention(query, key, value, return_residual=True, **mask, **self.options)
+        else:
+            out = attention(query, key, value, **mask, **self.options)
+            lse = jnp.zeros(out.shape[:3], jnp.float32)  # nobody reads it
         return out.astype(jnp.float32), lse
 
     def own(self, query: jax.Array, key: jax.Array, value: jax.Array) -> Part:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,23 @@ from jaxinfer.sharding.sequence_parallel.placement import (
     unplace,
 )
 from jaxinfer.sharding.sequence_parallel.plan import Transport
-from jaxinfer.sharding.sequence_parallel.ring import plan_for, ring_attention
+from jaxinfer.sharding.sequence_parallel.ring import RingOptions, plan_for, ring_attention
 from jaxinfer.sharding.sequence_parallel.ulysses import share_heads, ulysses_attention
 from jaxinfer.sharding.topology import Topology
 
 
+@overload
+def sequence_parallel_attention(
+    mesh: Mesh, axis: str, query: Array, key: Array, value: Array,
+    *, ulysses_axis: str | None = None, return_residual: Literal[False] = False,
+    **options: Unpack[RingOptions],
+) -> Array: ...  # fmt: skip
+@overload
+def sequence_parallel_attention(
+    mesh: Mesh, axis: str, query: Array, key: Array, value: Array,
+    *, ulysses_axis: str | None = None, return_residual: Literal[True],
+    **options: Unpack[RingOptions],
+) -> tuple[Array, Array]: ...  # fmt: skip
 def sequence_parallel_attention(
     mesh: Mesh,
     axis: str,

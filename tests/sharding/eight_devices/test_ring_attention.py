@@ -1,6 +1,7 @@
 """`ring_attention` equals attention on one device: schedules, placements, masks, transports."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxinfer.pallas_kernels import NotSupported
-from jaxinfer.sharding import build, ring_attention
+from jaxinfer.pallas_kernels import NotSupported, attention
+from jaxinfer.sharding import build, place, ring_attention, unplace
+from jaxinfer.sharding.sequence_parallel import step
 from jaxinfer.sharding.topology import mi300x_mesh
+from tests.metrics import assert_dtype_close
 from tests.sharding.eight_devices.runs import check, mesh_of, qkv, run_ring, schedules
 
 PLACEMENTS = ("contiguous", "zigzag", "striped")
@@ -84,6 +87,34 @@ def test_one_rank_is_plain_attention():
 def test_the_choice_fits_the_tokens():
     """Seven pieces would be faster, but five tokens cannot be cut into them."""
     run_ring(8, None, placement="contiguous", tokens=5, topology=mi300x_mesh(8), B=1)
+
+
+@pytest.mark.parametrize(("n", "placement", "transport", "needed"), [
+    (1, "contiguous", None, False), (2, "zigzag", "ppermute", True),
+    (2, "zigzag", "all_gather", False), (2, "striped", "all_gather", True),
+])  # fmt: skip
+def test_log_sum_exps_are_asked_for_only_where_parts_are_merged(
+    monkeypatch, n, placement, transport, needed
+):
+    """More implementations can serve a call without."""
+    asked = set()
+
+    def attention_seen(*arrays, **options: Any):
+        asked.add(options.get("return_residual", False))
+        return attention(*arrays, **options)
+
+    monkeypatch.setattr(step, "attention", attention_seen)
+    arrays = qkv(4 * n, 2, 2)
+
+    def local(*arrays):
+        return ring_attention(*arrays, axis_name="seq", placement=placement, transport=transport)
+
+    call = jax.shard_map(local, mesh=mesh_of(n), in_specs=P(None, "seq"),
+                         out_specs=P(None, "seq"), check_vma=False)  # fmt: skip
+    out = jax.jit(call)(*(place(x, placement, n) for x in arrays))
+    assert asked == {needed}
+    want = attention(*arrays, is_causal=True)
+    assert_dtype_close(unplace(out, placement, n), want, "float32")
 
 
 def test_a_length_for_all_rows():
