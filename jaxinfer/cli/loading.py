@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxinfer.cli import interrupts
 from jaxinfer.progress import Reporter
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ def fetch(name: str, reporter: Reporter) -> Path:
     """A model's files, downloaded if need be; see `hub.resolve_model`."""
     from jaxinfer.hub import resolve_model
 
+    interrupts.work_begins()
     with reporter.task("download", unit="bytes", quiet=True) as progress:
         return resolve_model(name, progress)
 

@@ -144,7 +144,10 @@ def test_unknown_option(fails):
 
 
 def test_unknown_command(fails):
-    assert "see jaxinfer --help" in fails("generat", "Hi")
+    for wrong, hint in (("generat", "perhaps you meant generate"), ("bogus", "known are gen")):
+        message = fails(wrong, "Hi")
+        assert message.startswith(f"unknown command {wrong!r} ({hint}")
+        assert message.endswith("see jaxinfer --help)")
 
 
 def test_value_of_the_wrong_type(fails):
@@ -201,6 +204,14 @@ def test_target_that_exists(fails, tiny, tmp_path):
     (tmp_path / "out").mkdir()
     assert "exists" in fails("convert", tiny, str(tmp_path / "out"))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_target_that_cannot_be_written(fails, tmp_path):
+    """Found before anything is fetched or read."""
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "out")
+    assert fails("convert", "/absent", out) == f"cannot write {out}: Not a directory"
+    assert fails("convert", "/absent", "") == "OUT is empty; name a directory to create"
 
 
 @pytest.fixture

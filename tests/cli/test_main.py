@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from jaxinfer.cli.main import COMMANDS, main
+from jaxinfer.cli.commands import COMMANDS
+from jaxinfer.cli.main import main
 from jaxinfer.models.checkpoint.open import open_checkpoint
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
 from tests.cli.command import REPOSITORY, command, run
@@ -29,6 +30,7 @@ def test_help_lists_commands(capsys):
     assert main(["--help"]) == 0
     whole = capsys.readouterr().out
     assert all(f"{name} " in whole for name in COMMANDS)
+    assert "--version" in whole
     assert main([]) == 0
     assert capsys.readouterr().out == whole
 
@@ -185,8 +187,7 @@ def test_interrupt_while_converting_leaves_nothing(tiny, tmp_path):
             assert left == [tmp_path / "out"]
             assert open_checkpoint(left[0]).read("final_norm").shape == (64,)
             break
-        # The second is Python's own answer while it still starts.
-        assert process.returncode in (130, -signal.SIGINT)
+        assert process.returncode == 130
 
 
 def test_interrupt_while_writing_leaves_nothing(tiny, tmp_path, monkeypatch, capsys):
@@ -196,6 +197,27 @@ def test_interrupt_while_writing_leaves_nothing(tiny, tmp_path, monkeypatch, cap
     monkeypatch.setattr(Tokenizer, "save", interrupt)
     assert main(["convert", tiny, str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted"
+    assert list(tmp_path.iterdir()) == []
+
+
+# A process with a limit on the size of files, which stands for a full disk.
+_LIMITED = """
+import resource, sys
+from jaxinfer.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+sys.exit(main())
+"""
+
+
+def test_a_disk_that_is_full_leaves_nothing(tiny, tmp_path):
+    """One line, though the threads that write the weights go on when the first has failed."""
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, "convert", tiny, str(out), "--progress", "off"],
+        capture_output=True, text=True, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    assert done.stderr == f"error: cannot write {out}: File too large\n"
+    assert (done.returncode, done.stdout) == (1, "")
     assert list(tmp_path.iterdir()) == []
 
 
