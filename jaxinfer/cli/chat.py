@@ -11,6 +11,7 @@ from jaxinfer.cli.answer import Answer, stream_answer
 from jaxinfer.cli.errors import UsageError, one_line
 from jaxinfer.cli.loading import open_model, start_engine
 from jaxinfer.cli.options import Model, Output, Sampling
+from jaxinfer.errors import ContextLengthError, KVCacheFullError
 from jaxinfer.progress import Reporter
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Chat(Output):
                 "use jaxinfer generate --raw"
             )
         params = self.sampling.params(checkpoint.generation.sampling)
+        tokenizer.encode(self.system)  # what is no text is refused once, not at every question
         llm = start_engine(checkpoint, tokenizer, self.model, reporter)
         talk = Conversation(llm, tokenizer, params, reporter, system=self.system)
         if sys.stdin.isatty():
@@ -106,12 +108,18 @@ class Conversation:
                 self.messages = list(self._opening)
                 print("The conversation is forgotten.")
             case "/undo":
-                del self.messages[max(len(self.messages) - 2, len(self._opening)) :]
+                print(self._undo())
             case "/save":
                 self._save(rest.strip())
             case _:
                 print(f"unknown command {name}; /help lists them", file=sys.stderr)
         return True
+
+    def _undo(self) -> str:
+        if len(self.messages) == len(self._opening):
+            return "There is nothing to forget."
+        del self.messages[-2:]
+        return "The last question and answer are forgotten."
 
     def _ask(self, question: str) -> None:
         """Stream an answer. Errors leave the conversation as it was."""
@@ -122,10 +130,12 @@ class Conversation:
             stream_answer(self._llm, ids, self._params, _write, self._reporter, answer)
         except KeyboardInterrupt:
             _write(" [stopped]")
-        except ValueError as error:  # too long, or refused by the template
+        except ValueError as error:  # too long, no text, or refused by the template
             if answer.text:
                 _write("\n")
-            print(f"error: {one_line(error)} (/reset or /undo makes room)", file=sys.stderr)
+            full = isinstance(error, ContextLengthError | KVCacheFullError)
+            hint = "; /reset or /undo makes room" if full else ""
+            print(f"error: {one_line(error)}{hint}", file=sys.stderr)
             return
         _write("\n")
         if not answer.text:  # stopped before anything came
@@ -139,7 +149,7 @@ class Conversation:
             return
         try:
             text = json.dumps(self.messages, indent=2, ensure_ascii=False)
-            Path(name).expanduser().write_text(text + "\n")
+            Path(name).expanduser().write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             print(f"error: cannot write {name}: {error.strerror}", file=sys.stderr)
         else:

@@ -18,7 +18,8 @@ def test_every_line_of_a_pipe_is_a_question(tiny, tmp_path):
     saved = tmp_path / "talk.json"
     lines = [
         "One", "", "Two", f"/save {saved}", "/undo", "Three", f"/save {saved}2", "/reset",
-        f"/save {saved}3", "/help", "/nonsense", "/save", "/save /absent/x", "/exit", "Four",
+        "/undo", f"/save {saved}3", "/help", "/nonsense", "/save", "/save /absent/x", "/exit",
+        "Four",
     ]  # fmt: skip
     done = run("chat", "--model", tiny, "--system", "S", "--max-tokens", "4",
                stdin="\n".join(lines) + "\n")  # fmt: skip
@@ -32,6 +33,8 @@ def test_every_line_of_a_pipe_is_a_question(tiny, tmp_path):
     assert talk("talk.json2") == ["S", "One", "Three"]
     assert talk("talk.json3") == ["S"]
     assert "Ctrl-C stops an answer" in done.stdout
+    assert done.stdout.count("The last question and answer are forgotten.") == 1
+    assert done.stdout.count("There is nothing to forget.") == 1
     assert "unknown command /nonsense" in done.stderr
     assert "/save needs a file name" in done.stderr
     assert "cannot write /absent/x" in done.stderr
@@ -46,8 +49,24 @@ def test_a_conversation_that_grows_too_long(tiny):
                stdin=f"One\n{'x' * 600}\nTwo\n")  # fmt: skip
     assert done.returncode == 0
     assert done.stderr.count("error: ") == 1
-    assert "/reset or /undo" in done.stderr
+    assert "; /reset or /undo makes room\n" in done.stderr
+    assert ") (" not in done.stderr
     assert done.stderr.count("first token after") == 2
+
+
+def test_a_question_that_is_not_utf8(tiny):
+    """It is refused, the conversation goes on."""
+    done = subprocess.run(
+        command("chat", "--model", tiny, "--max-tokens", "4"), input=b"caf\xe9\nTwo\n",
+        capture_output=True, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    err = done.stderr.decode()
+    assert done.returncode == 0, err
+    assert [line for line in err.splitlines() if "error" in line] == [
+        "error: the text is not valid Unicode: character 9 is U+DCE9, half of a surrogate pair, as "
+        "Python makes of bytes that are not UTF-8"
+    ]
+    assert err.count("first token after") == 1
 
 
 # Makes standard input the controlling terminal, so that ^C becomes a signal. (A preexec_fn would
