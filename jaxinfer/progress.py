@@ -64,7 +64,7 @@ class Reporter:
         """Report one task; call the result with (name, done, total).
 
         Args:
-            title: One word.
+            title: A word or two.
             unit: What is counted; `"bytes"` are shown in MB.
             quiet: Write no line if the task ends within two seconds (not on a terminal).
         """
@@ -158,13 +158,11 @@ class CompileWatch:
     Attributes:
         count: Programs compiled, or loaded from JAX's compilation cache.
         seconds: Time spent on it.
-        progress: Called with (`"compile"`, programs so far, 0); None: nobody is.
     """
 
-    def __init__(self, progress: Progress | None = None):
+    def __init__(self) -> None:
         """Watch from `with` on."""
         self.count, self.seconds = 0, 0.0
-        self.progress = progress
 
     def __enter__(self) -> "CompileWatch":
         from jax import monitoring
@@ -181,5 +179,3 @@ class CompileWatch:
         if event.endswith("/backend_compile_duration"):
             self.count += 1
             self.seconds += duration_secs
-            if self.progress is not None:
-                self.progress("compile", self.count, 0)

@@ -21,6 +21,7 @@ class Answer:
         text: So far.
         token_ids: So far.
         finish_reason: `"stop"`, `"length"`, or None while it grows or if it was interrupted.
+        cut_off: What ended it by `"length"`, for people.
         ttft_s: Time to the first token, seconds, compilation included; None before it.
         ttft_compile_s: Of it, compilation.
         first_tokens: Tokens that came then.
@@ -31,6 +32,7 @@ class Answer:
     text: str = ""
     token_ids: list[int] = dataclasses.field(default_factory=list)
     finish_reason: str | None = None
+    cut_off: str = ""
     ttft_s: float | None = None
     ttft_compile_s: float = 0.0
     first_tokens: int = 0
@@ -56,7 +58,7 @@ class Answer:
         spent = self.ttft_compile_s
         compiling = f" ({spent:.2f} s of it compiling)" if spent >= 0.05 else ""
         parts.append(f"first token after {self.ttft_s:.2f} s{compiling}")
-        parts += ["cut off at --max-tokens"] if self.finish_reason == "length" else []
+        parts += [self.cut_off] if self.cut_off else []
         return ", ".join(parts)
 
 
@@ -75,25 +77,30 @@ def stream_answer(
         prompt_ids: Tokens of the prompt.
         params: How to sample.
         write: Called with each piece of text.
-        reporter: Shows compilation before the first token.
+        reporter: Shows that the first token is waited for.
         answer: Filled in; holds what came so far if this is interrupted.
     """
     start = time.perf_counter()
     with contextlib.ExitStack() as waiting, CompileWatch() as watch:
-        watch.progress = waiting.enter_context(
-            reporter.task("compile", unit="programs", quiet=True)
-        )
+        waiting.enter_context(reporter.task("first token", quiet=True))
         for output in llm.stream(list(prompt_ids), params):
             answer.seconds = time.perf_counter() - start
             if answer.ttft_s is None:
                 answer.ttft_s, answer.ttft_compile_s = answer.seconds, watch.seconds
                 answer.first_tokens = len(output.outputs[0].token_ids)
                 waiting.close()  # the bar goes before text comes
-                watch.progress = None
             piece = output.outputs[0]
             answer.compile_s = watch.seconds
             answer.token_ids.extend(piece.token_ids)
             answer.finish_reason = piece.finish_reason
             answer.text += piece.text
+            if piece.finish_reason == "length":
+                answer.cut_off = _cut_off(llm, params, len(answer.token_ids))
             if piece.text:
                 write(piece.text)
+
+
+def _cut_off(llm: "LLM", params: "SamplingParams", tokens: int) -> str:
+    if params.max_tokens is not None and tokens >= params.max_tokens:
+        return "cut off at --max-tokens"
+    return f"the context of {llm.engine.config.max_model_len} tokens is full (--max-model-len)"

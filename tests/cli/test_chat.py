@@ -145,7 +145,7 @@ def test_terminal(long_context, tmp_path):
         terminal.expect("> ")
         terminal.type("Hello\n")
         terminal.expect("Hello\r\n")
-        terminal.expect("\x1b[?25h")  # the bar of compilation ends, the answer begins
+        terminal.expect("\x1b[?25h")  # the bar of waiting ends, the answer begins
         terminal.wait_for(30)
         terminal.type("\x03")
         terminal.expect("[stopped]")

@@ -1,13 +1,18 @@
 """Bars on a terminal, lines elsewhere."""
 
 import io
+import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from jaxinfer import progress
+from jaxinfer.cli.answer import Answer, stream_answer
+from jaxinfer.outputs import CompletionOutput, FinishReason
 from jaxinfer.progress import CompileWatch, Reporter
+from jaxinfer.sampling_params import SamplingParams
 
 
 class Terminal(io.StringIO):
@@ -72,12 +77,52 @@ def test_unknown_mode():
 
 
 def test_compile_watch_counts_only_inside():
-    steps = []
-    with CompileWatch(lambda *step: steps.append(step)) as watch:
+    with CompileWatch() as watch:
         jax.jit(lambda x: x * 3.25 + 1)(jnp.ones(7)).block_until_ready()
     count = watch.count
     assert count >= 1
     assert watch.seconds > 0
-    assert steps[-1] == ("compile", count, 0)
     jax.jit(lambda x: x * 4.25 - 1)(jnp.ones(9)).block_until_ready()
     assert watch.count == count
+
+
+class Chunks:
+    """An `LLM` whose answer comes in two pieces."""
+
+    def __init__(self, tokens: int, reason: FinishReason | None = "length"):
+        self.engine = SimpleNamespace(config=SimpleNamespace(max_model_len=40))
+        self._pieces = [(tokens - 1, None), (1, reason)]
+
+    def stream(self, *_):
+        for count, reason in self._pieces:
+            part = CompletionOutput(
+                index=0, text="x" * count, token_ids=[7] * count, finish_reason=reason
+            )
+            yield SimpleNamespace(outputs=[part])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reason", "end"),
+    [
+        (9, "length", "cut off at --max-tokens"),
+        (8, "length", "the context of 40 tokens is full (--max-model-len)"),
+        (8, "stop", r"first token after [\d.]+ s"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_what_ended_an_answer(tokens, reason, end):
+    answer, made = Answer(), Chunks(tokens, reason)
+    params = SamplingParams(max_tokens=9)
+    stream_answer(made, [1], params, lambda _: None, Reporter(mode="off"), answer)  # type: ignore[arg-type]
+    end = end if reason == "stop" else re.escape(end)
+    assert re.search(rf"^{tokens} tokens, .*{end}$", answer.speed())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_waiting_for_the_first_token_is_not_called_compiling(monkeypatch):
+    """The time shown beside it holds the prompt's computation too."""
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    stream = io.StringIO()
+    answer, made = Answer(), Chunks(3)
+    stream_answer(made, [1], SamplingParams(), lambda _: None, Reporter(stream), answer)  # type: ignore[arg-type]
+    assert re.fullmatch(r"first token: [\d.]+ s\n", stream.getvalue())
