@@ -3,10 +3,14 @@
 import dataclasses
 import difflib
 import math
-from typing import Any, cast
+import numbers
+from typing import Any
 
 MAX_LOGPROBS = 20
 LEAST_TEMPERATURE = 1e-5  # below it the best token is taken, as in vLLM
+# The device divides in float32, where 1e39 is infinite and every quotient 0 or not a number, so
+# that a token that was ruled out may be drawn. At 1e6 all are as good as equally likely already.
+_LARGEST = 1e6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,7 @@ class SamplingParams:
 
     Attributes:
         n: Answers per prompt, each with its own random numbers.
-        temperature: Divisor of the logits; 0, or less than 1e-5, is greedy.
+        temperature: Divisor of the logits, at most 1e6; 0, or less than 1e-5, is greedy.
         top_p: Keep the most probable tokens whose share of what the other filters left is at least
             this, in (0, 1]; 1: all.
         top_k: Keep this many most probable tokens; 0 (or -1): all.
@@ -30,7 +34,7 @@ class SamplingParams:
         presence_penalty: Subtracted from the logit of every token already in the answer.
         frequency_penalty: Subtracted once per occurrence in the answer.
         repetition_penalty: Divides positive and multiplies negative logits of tokens in prompt or
-            answer (Keskar et al., 2019).
+            answer (Keskar et al., 2019); 1e-6 to 1e6.
         stop: Strings that end the answer; they are cut off unless `include_stop_str_in_output`.
         stop_token_ids: Tokens that end the answer, besides the model's own.
         ignore_eos: Do not stop at the model's end-of-text tokens.
@@ -75,44 +79,47 @@ class SamplingParams:
         stop = (self.stop,) if isinstance(self.stop, str) else _as_tuple("stop", self.stop)
         object.__setattr__(self, "stop", stop)
         stop_ids = _as_tuple("stop_token_ids", self.stop_token_ids)
-        object.__setattr__(self, "stop_token_ids", stop_ids)
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
         self._check_numbers()
-        if any(not isinstance(text, str) or not text for text in stop):
-            raise ValueError(f"stop must be non-empty strings; got {stop!r}")
-        if any(not _is_int(token) or token < 0 for token in self.stop_token_ids or ()):
-            raise ValueError(f"stop_token_ids must be token ids; got {self.stop_token_ids!r}")
+        for text in stop:
+            if not isinstance(text, str) or not text:
+                raise ValueError(f"stop must be non-empty strings; got {text!r}")
+        for token in stop_ids:
+            if not _is_int(token) or token < 0:
+                raise ValueError(f"stop_token_ids must be token ids; got {token!r}")
+        object.__setattr__(self, "stop_token_ids", tuple(map(int, stop_ids)))
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens must not exceed max_tokens; got {self.min_tokens} > {self.max_tokens}"
             )
 
     def _check_numbers(self) -> None:
-        none = math.inf
+        """Check ranges, and make plain Python numbers of others, such as NumPy's."""
         bounds = {
-            "n": (int, 1, none), "top_k": (int, 0, none), "min_tokens": (int, 0, none),
-            "temperature": (float, 0.0, none), "min_p": (float, 0.0, 1.0),
-            "top_p": (float, 0.0, 1.0), "repetition_penalty": (float, 0.0, none),
-            "presence_penalty": (float, -2.0, 2.0), "frequency_penalty": (float, -2.0, 2.0),
-            "max_tokens": (int, 1, none), "seed": (int, 0, 2**63 - 1),
+            "n": (int, 1, None), "top_k": (int, 0, None), "min_tokens": (int, 0, None),
+            "temperature": (float, 0, _LARGEST), "min_p": (float, 0, 1), "top_p": (float, 0, 1),
+            "repetition_penalty": (float, 1 / _LARGEST, _LARGEST),
+            "presence_penalty": (float, -2, 2), "frequency_penalty": (float, -2, 2),
+            "max_tokens": (int, 1, None), "seed": (int, 0, 2**63 - 1),
             "logprobs": (int, 0, MAX_LOGPROBS), "prompt_logprobs": (int, 0, MAX_LOGPROBS),
         }  # fmt: skip
         optional = {"max_tokens", "seed", "logprobs", "prompt_logprobs"}
         for name, (kind, low, high) in bounds.items():
-            value: Any = getattr(self, name)
-            if value is None and name in optional:
+            given: Any = getattr(self, name)
+            if given is None and name in optional:
                 continue
-            if not _is_int(value) and (kind is int or not isinstance(value, float)):
+            if not _is_int(given) and (kind is int or not _is_real(given)):
                 what = "an integer" if kind is int else "a number"
-                raise TypeError(f"{name} must be {what}; got {value!r}")
-            value = cast("float", value)
-            if not math.isfinite(value) or not low <= value <= high:
-                span = f"at least {low:g}" if high == none else f"between {low:g} and {high:g}"
-                raise ValueError(f"{name} must be {span}; got {value!r}")
-        for name in ("top_p", "repetition_penalty"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{name} must be more than 0; got 0")
+                raise TypeError(f"{name} must be {what}; got {given!r}")
+            value = given if type(given) is int else kind(given)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite; got {value!r}")
+            if value < low or (high is not None and value > high):
+                raise ValueError(f"{name} must be {_span(kind, low, high)}; got {value!r}")
+            object.__setattr__(self, name, value)
+        if self.top_p == 0:
+            raise ValueError("top_p must be more than 0; got 0")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "SamplingParams":
@@ -159,5 +166,14 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value or ())
 
 
+def _span(kind: type, low: float, high: float | None) -> str:
+    show = str if kind is int else "{:g}".format
+    return f"at least {show(low)}" if high is None else f"between {show(low)} and {show(high)}"
+
+
 def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,7 +1,9 @@
 """Every value that makes no sense is refused by the name of its field."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from jaxinfer.sampling_params import SamplingParams
@@ -9,19 +11,21 @@ from jaxinfer.sampling_params import SamplingParams
 NAN, INF = math.nan, math.inf
 OUT_OF_RANGE = [
     ("n", 0, "at least 1"), ("n", -1, "at least 1"),
-    ("temperature", NAN, "at least 0; got nan"), ("temperature", INF, "at least 0; got inf"),
-    ("temperature", -0.1, "at least 0; got -0.1"),
-    ("top_p", 0.0, "more than 0; got 0"), ("top_p", 1.01, "between 0 and 1"),
+    ("temperature", NAN, "finite; got nan"), ("temperature", INF, "finite; got inf"),
+    ("temperature", -0.1, r"between 0 and 1e\+06; got -0.1"),
+    ("temperature", 1e39, r"between 0 and 1e\+06"), ("temperature", 10**400, "between 0 and 1e"),
+    ("top_p", 0.0, "more than 0; got 0"), ("top_p", 1.01, "between 0 and 1; got 1.01"),
     ("top_p", NAN, "got nan"), ("top_p", -0.5, "got -0.5"),
     ("top_k", -2, "at least 0; got -2"),
     ("min_p", -0.1, "between 0 and 1"), ("min_p", 1.1, "between 0 and 1"), ("min_p", NAN, "nan"),
-    ("seed", -1, "between 0 and"), ("seed", 2**63, "between 0 and"),
+    ("seed", -1, "between 0 and 9223372036854775807; got -1"), ("seed", 2**63, "between 0 and 92"),
     ("presence_penalty", 2.1, "between -2 and 2"), ("presence_penalty", NAN, "got nan"),
     ("frequency_penalty", -2.1, "between -2 and 2"), ("frequency_penalty", INF, "got inf"),
-    ("repetition_penalty", 0.0, "more than 0; got 0"), ("repetition_penalty", -1.0, "at least 0"),
+    ("repetition_penalty", 0.0, r"between 1e-06 and 1e\+06; got 0"),
+    ("repetition_penalty", -1.0, "got -1"), ("repetition_penalty", 1e39, "between 1e-06 and 1e"),
     ("repetition_penalty", NAN, "got nan"),
-    ("stop", "", "non-empty strings"), ("stop", ["a", ""], "non-empty strings"),
-    ("stop_token_ids", [-1], r"token ids; got \(-1,\)"),
+    ("stop", "", "non-empty strings; got ''$"), ("stop", ["a", ""], "non-empty strings; got ''$"),
+    ("stop_token_ids", [-1], r"token ids; got -1$"),
     ("max_tokens", 0, "at least 1; got 0"), ("min_tokens", -1, "at least 0"),
     ("logprobs", -1, "between 0 and 20"), ("logprobs", 21, "between 0 and 20"),
     ("prompt_logprobs", 21, "between 0 and 20"),
@@ -33,6 +37,8 @@ OF_ANOTHER_TYPE = [
     ("top_k", 2.5, "an integer"), ("max_tokens", "9", "an integer"), ("seed", 1.5, "an integer"),
     ("stop", 5, "a list; got 5"), ("stop_token_ids", 5, "a list; got 5"),
     ("stop_token_ids", "ab", "a list; got 'ab'"),
+    ("temperature", np.True_, "a number"), ("n", np.True_, "an integer"),
+    ("n", np.float32(1), "an integer"), ("temperature", 1j, "a number; got 1j"),
     ("logprobs", True, "an integer"), ("min_tokens", None, "an integer"),
 ]  # fmt: skip
 
@@ -53,7 +59,7 @@ def test_of_another_type(name, value, match):
 
 @pytest.mark.usefixtures("unchecked")
 def test_lists_of_the_wrong_things():
-    with pytest.raises(ValueError, match=r"stop must be non-empty strings; got \(1,\)"):
+    with pytest.raises(ValueError, match="stop must be non-empty strings; got 1"):
         SamplingParams(stop=[1])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="stop_token_ids must be token ids"):
         SamplingParams(stop_token_ids=[1.5])  # type: ignore[list-item]
@@ -82,6 +88,20 @@ def test_forms_that_mean_the_same():
     assert SamplingParams(stop_token_ids=[3]) == SamplingParams(stop_token_ids=(3,))
     assert SamplingParams(temperature=1) == SamplingParams(temperature=1.0)
     assert SamplingParams.from_dict({"n": 2, "stop": "x"}) == SamplingParams(n=2, stop="x")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_other_libraries_become_plain():
+    params = SamplingParams(
+        temperature=np.float32(0.5), top_p=np.float64(0.25), max_tokens=np.int64(3),  # type: ignore[arg-type]
+        min_p=Fraction(1, 4), stop_token_ids=[np.int32(7)],  # type: ignore[arg-type, list-item]
+    )  # fmt: skip
+    assert params == SamplingParams(
+        temperature=0.5, top_p=0.25, max_tokens=3, min_p=0.25, stop_token_ids=[7]
+    )
+    kinds = [type(value) for value in (params.temperature, params.top_p, params.max_tokens)]
+    assert kinds == [float, float, int]
+    assert [type(token) for token in params.stop_token_ids or ()] == [int]
 
 
 def test_a_copy_is_checked_again():
