@@ -125,6 +125,7 @@ def evaluate_perplexity(
         ValueError: a text of fewer than two tokens, or sizes that do not fit together.
         ContextLengthError: a window longer than the model's context.
     """
+    check_sizes(window, stride, batch_size, max_tokens)
     ids = tokenizer.encode(text)
     cut = max_tokens is not None and max_tokens < len(ids)
     ids = ids[:max_tokens] if cut else ids
@@ -264,15 +265,32 @@ def _logit_rows(vocab_size: int, length: int) -> int:
     return rows
 
 
-def _check(model: Decoder, ids: np.ndarray, window: int, stride: int, batch_size: int) -> None:
-    if ids.size < 2:
-        raise ValueError(f"perplexity needs a text of at least two tokens; got {ids.size}")
-    if window < 2:
+def check_sizes(
+    window: int | None, stride: int | None, batch_size: int, max_tokens: int | None = None
+) -> None:
+    """Refuse what is wrong for every model; arguments as in `evaluate_perplexity`.
+
+    Raises:
+        ValueError: the message names the size.
+    """
+    if window is not None and window < 2:
         raise ValueError(f"window must be at least 2 tokens; got {window}")
-    if not 1 <= stride <= window:
+    if stride is not None and stride < 1:
+        raise ValueError(f"stride must be at least 1 token; got {stride}")
+    if window is not None and stride is not None and stride > window:
         raise ValueError(f"stride must be 1 to window={window} tokens; got {stride}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive; got {batch_size}")
+    if max_tokens is not None and max_tokens < 2:
+        raise ValueError(
+            f"max_tokens must be at least 2 (the first is not scored); got {max_tokens}"
+        )
+
+
+def _check(model: Decoder, ids: np.ndarray, window: int, stride: int, batch_size: int) -> None:
+    if ids.size < 2:
+        raise ValueError(f"perplexity needs a text of at least two tokens; got {ids.size}")
+    check_sizes(window, stride, batch_size)
     if window > (longest := model.config.max_position_embeddings):
         raise ContextLengthError(
             f"window must fit the model's context of {longest} tokens; got {window}"

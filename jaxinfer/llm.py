@@ -8,8 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 
+from jaxinfer.engine.config import check_sizes
 from jaxinfer.engine.delivery import merge
 from jaxinfer.engine.engine import Engine
+from jaxinfer.engine.room import room_for
 from jaxinfer.engine.sizing import choose_sizes
 from jaxinfer.loading import load_pair
 from jaxinfer.models.decoder import Decoder
@@ -80,8 +82,14 @@ class LLM:
                 seed.
             TypeError: a model that is neither a name, a path nor a pair.
         """
-        if seed < 0:
-            raise ValueError(f"seed must not be negative; got {seed}")
+        # Before anything is fetched or read.
+        check_sizes(
+            max_model_len=max_model_len, max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            num_gpu_blocks_override=num_gpu_blocks_override, steps_per_sync=steps_per_sync,
+            seed=seed,
+        )  # fmt: skip
         decoder, self.tokenizer = load_pair(model, dtype, implementation, progress)
         if self.tokenizer is not None and self.tokenizer.vocab_size > decoder.config.vocab_size:
             raise ValueError(
@@ -101,7 +109,8 @@ class LLM:
             implementation=implementation,
             batch_invariant=batch_invariant,
         )
-        self.engine = Engine(decoder, self.tokenizer, sizes)
+        with room_for(sizes, decoder.config):
+            self.engine = Engine(decoder, self.tokenizer, sizes)
         self._inboxes: dict[str, deque[RequestOutput]] = {}
 
     def generate(
@@ -125,7 +134,7 @@ class LLM:
         Raises:
             ValueError: an empty prompt, a token that the model does not have, or numbers of
                 prompts and parameters that differ.
-            TypeError: a prompt that is neither text nor token ids.
+            TypeError: a prompt that is neither text nor token ids, or parameters of another type.
             ContextLengthError: a prompt that leaves no room for an answer.
             KVCacheFullError: a request that could never run.
 
@@ -174,7 +183,7 @@ class LLM:
 
         Raises:
             ValueError: no messages, no chat template, or a template that refuses the messages.
-            TypeError: messages that are not a list.
+            TypeError: messages that are not a list, or content that is not text.
         """
         if isinstance(messages, str | Mapping):
             raise TypeError(
@@ -208,8 +217,8 @@ class LLM:
         Raises:
             ValueError, TypeError: as in `generate`, at once.
         """
+        [params] = _one_each(sampling_params, 1)
         text, ids = self._encode(prompt)
-        params = sampling_params or SamplingParams()
         self.engine.check_request(ids, params)
         return self._stream(text, ids, params)
 
@@ -284,6 +293,11 @@ def _one_each(
 ) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
+    if not isinstance(params, Sequence) or not all(isinstance(p, SamplingParams) for p in params):
+        raise TypeError(
+            "sampling_params must be SamplingParams, or a list of them with one per prompt; "
+            f"got {params!r:.80}"
+        )
     if len(params) != count:
         raise ValueError(
             f"sampling_params must be one, or one per prompt; got {len(params)} for {count} prompts"

@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Iterable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -171,6 +172,12 @@ class TestChat:
             ([{"role": "user"}], ValueError, "needs role and content"),
             ([[]], ValueError, "at least one message"),
             (["Hi"], ValueError, "needs role and content"),
+            ([{"role": "user", "content": None}], TypeError, "content of a message must be text"),
+            (
+                [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+                TypeError,
+                r"must be text, not None or a list of parts; got \[\{'type'",
+            ),
         ],
         ids=str,
     )
@@ -278,10 +285,25 @@ class TestRefusals:
             made.generate(prompts, params)
 
     @pytest.mark.usefixtures("unchecked")
-    @pytest.mark.parametrize("prompts", [7, None, [1.5, 2.5], [["a"]], [None]])
+    @pytest.mark.parametrize(
+        "prompts",
+        [7, None, [1.5, 2.5], [["a"]], [None], b"abc", [b"abc"], bytearray(b"a"), [True, False],
+         [[1, True]], np.array([True, False])],
+        ids=repr,
+    )  # fmt: skip
     def test_prompts_of_a_wrong_type(self, made, prompts):
-        with pytest.raises(TypeError, match=r"must be (text, token ids|a list of token ids)"):
+        with pytest.raises(TypeError, match=r"must be (text, token ids|text or a list of token i)"):
             made.generate(prompts, GREEDY)
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize("params", [{"temperature": 0}, 7, [{"temperature": 0}], "greedy"])
+    def test_parameters_of_a_wrong_type(self, made, params):
+        match = "sampling_params must be SamplingParams, or a list of them"
+        for call in (made.generate, made.stream):
+            with pytest.raises(TypeError, match=match):
+                call("a", params)
+        with pytest.raises(TypeError, match=match):
+            made.chat([{"role": "user", "content": "a"}], params)
 
     def test_no_room_for_one_request(self):
         made = llm(num_gpu_blocks_override=2)
@@ -315,12 +337,31 @@ class TestRefusals:
                 "'mosaic' cannot serve a whole model here: .* force 'xla'",
             ),
             ({"seed": -1}, "seed must not be negative; got -1"),
+            (
+                {"num_gpu_blocks_override": 10**9},
+                r"KV cache of 1000000000 pages of 64 tokens takes 32768.0 GB, and \d+\.\d GB are "
+                "there; lower num_gpu_blocks_override",
+            ),
         ],
         ids=str,
     )
     def test_options(self, fields, match):
         with pytest.raises(ValueError, match=match):
             LLM((decoder(), None), **fields)
+
+    def test_a_cache_that_the_device_refuses(self, monkeypatch):
+        """Others may have taken the memory meanwhile."""
+
+        def refuse(*_, **__):
+            raise jax.errors.JaxRuntimeError(message)
+
+        monkeypatch.setattr("jaxinfer.engine.runner.Runner._new_pages", refuse)
+        message = "RESOURCE_EXHAUSTED: Out of memory allocating 1024 bytes."
+        with pytest.raises(KVCacheFullError, match="KV cache of 32 pages of 16 tokens takes"):
+            llm()
+        message = "INTERNAL: something else"
+        with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+            llm()
 
     def test_an_unknown_option(self):
         with pytest.raises(TypeError, match="max_len"):
@@ -354,6 +395,24 @@ class TestLoading:
         assert made.engine.config.dtype == jnp.bfloat16
         with pytest.raises(ValueError, match=r"dtype must be auto, .*; got 'int3'"):
             LLM(folder, dtype="int3")
+
+    @pytest.mark.parametrize(
+        ("name", "value", "match"),
+        [
+            ("max_model_len", 0, "must be positive; got 0"),
+            ("max_num_seqs", 0, "must be positive; got 0"),
+            ("max_num_batched_tokens", -1, "must be positive; got -1"),
+            ("steps_per_sync", 0, "must be positive; got 0"),
+            ("num_gpu_blocks_override", 0, "must be positive; got 0"),
+            ("gpu_memory_utilization", 7, "must be more than 0 and at most 1; got 7"),
+            ("gpu_memory_utilization", float("nan"), "must be more than 0 and at most 1; got nan"),
+            ("block_size", 48, "must be one of"),
+            ("seed", -1, "must not be negative; got -1"),
+        ],
+    )
+    def test_sizes_are_checked_before_a_model_is_read(self, name, value, match):
+        with pytest.raises(ValueError, match=f"{name} {match}"):
+            LLM("/absent", **{name: value})
 
     def test_errors_are_what_is_documented(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"absent.gguf' does not exist"):

@@ -48,7 +48,9 @@ class Chat(Output):
 
     def run(self) -> int:
         """Talk until the end of input; the exit code."""
-        self.sampling.params({})  # wrong values are found before anything is downloaded
+        # Wrong values are found before anything is downloaded.
+        self.sampling.params({})
+        self.model.check()
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(self.model.model, reporter)
         if tokenizer.chat_template is None:

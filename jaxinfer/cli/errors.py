@@ -16,6 +16,13 @@ _MENDABLE = (
     ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,
 )  # fmt: skip
 
+# Arguments of the library that are options of the commands, where they are spelt with hyphens.
+OPTIONS = (
+    "batch_size", "gpu_memory_utilization", "max_model_len", "max_tokens", "min_p",
+    "num_gpu_blocks_override", "repetition_penalty", "top_k", "top_p",
+)  # fmt: skip
+_OPTION = re.compile(rf"(?<![\w./-])({'|'.join(OPTIONS)})\b")
+
 # A line of a list of arguments: an option, or the metavar of a positional.
 _ARGUMENT = re.compile(r"(--[a-z-]+|[A-Z]+|\{\S+\})( [A-Z]+)?")
 
@@ -36,7 +43,10 @@ def exit_code(error: BaseException) -> int:
 
 
 def one_line(error: BaseException) -> str:
-    """What went wrong, without line breaks.
+    """What went wrong, without line breaks, and options as they are typed.
+
+    >>> one_line(ValueError("top_k must be at least 0; got -2"))
+    '--top-k must be at least 0; got -2'
 
     Exceptions that no rule of ours raises are named and point to `--debug`: their text alone
     often means little.
@@ -49,6 +59,7 @@ def one_line(error: BaseException) -> str:
         text = ": ".join(part for part in (error.filename, error.strerror) if part)
     elif not ours and type(error) not in (ValueError, RuntimeError, NotImplementedError):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
+    text = _OPTION.sub(lambda found: "--" + found[0].replace("_", "-"), text)
     return text or f"{type(error).__name__} (--debug shows where)"
 
 

@@ -55,8 +55,10 @@ class Eval(Output):
     def run(self) -> int:
         """Do it; the exit code."""
         text = read_text(self.text)
-        from jaxinfer.evaluation import evaluate_perplexity
+        from jaxinfer.evaluation import check_sizes, evaluate_perplexity
 
+        # Before anything is downloaded.
+        check_sizes(self.window, self.stride, self.batch_size, self.max_tokens)
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(self.model, reporter)
         model = load_weights(checkpoint, self.dtype, reporter)

@@ -54,7 +54,9 @@ class Generate(Output):
 
     def run(self) -> int:
         """Do it; the exit code."""
-        self.sampling.params({})  # wrong values are found before anything is downloaded
+        # Wrong values are found before anything is downloaded.
+        self.sampling.params({})
+        self.model.check()
         prompts = self._read_prompts()
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(self.model.model, reporter)

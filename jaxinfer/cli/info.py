@@ -55,11 +55,13 @@ class Info(Output):
         import jax
         import jax.numpy as jnp
 
+        from jaxinfer.cli.loading import find_devices
         from jaxinfer.default_model import DEFAULT_MODEL, cache_dir
         from jaxinfer.loading import dtype_name
         from jaxinfer.models.config import DecoderConfig
         from jaxinfer.op_choices import op_choices
 
+        find_devices()
         spec = _device(self.device)
         dtype = dtype_name(self.dtype, spec.platform)
         config, shape = DecoderConfig.llama3_8b(), "Llama-3-8B"

@@ -29,8 +29,27 @@ def open_model(name: str, reporter: Reporter) -> tuple["Checkpoint", "Tokenizer"
     """A model's shape, defaults and tokenizer; quick, so that bad input is found before weights."""
     from jaxinfer.models.checkpoint.open import open_checkpoint
 
+    find_devices()
     checkpoint = open_checkpoint(fetch(name, reporter))
     return checkpoint, checkpoint.tokenizer()
+
+
+def find_devices() -> None:
+    """Let JAX look for its devices.
+
+    Raises:
+        RuntimeError: there is none of the kind that the environment names.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except AssertionError as error:  # all that JAX says where a platform's plugin is missing
+        raise RuntimeError(
+            f"JAX found no device for JAX_PLATFORMS={jax.config.jax_platforms}: its plugin is not "
+            "installed, or it sees no such device; unset JAX_PLATFORMS, or for NVIDIA GPUs "
+            "pip install 'jaxinfer[cuda13]'"
+        ) from error
 
 
 def keep_compiled() -> None:

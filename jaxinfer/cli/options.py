@@ -57,6 +57,20 @@ class Model:
     """Make every op that has it use this implementation: xla, or cudnn on a GPU.
     The others serve some calls of a model only: in Python, force_implementation(NAME, op=OP)."""
 
+    def check(self) -> None:
+        """Refuse sizes that suit no model, before one is fetched.
+
+        Raises:
+            ValueError: the message names the size.
+        """
+        from jaxinfer.engine.config import check_sizes
+
+        check_sizes(
+            max_model_len=self.max_model_len,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            num_gpu_blocks_override=self.num_gpu_blocks_override,
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:

@@ -41,7 +41,8 @@ class Admission:
         if len(ids) >= limit:
             raise ContextLengthError(
                 f"prompt has {len(ids)} tokens; the context of {limit} tokens leaves room for at "
-                f"most {limit - 1} (shorten the prompt or raise max_model_len)"
+                f"most {limit - 1} (shorten the prompt, or raise max_model_len if the model's own "
+                "context is longer)"
             )
         total = min(len(ids) + (params.max_tokens or 1), limit)
         needed = pages_for(total, self._config.page_size)
@@ -105,9 +106,17 @@ class Admission:
 
 
 def _plain(prompt_token_ids: Sequence[int]) -> list[int]:
+    wrong = TypeError(
+        f"a prompt must be text or a list of token ids (integers); got {prompt_token_ids!r:.80}"
+    )
+    # Python takes bytes for lists of integers, and truth values for 0 and 1; people mean neither.
+    if isinstance(prompt_token_ids, bytes | bytearray | memoryview):
+        raise wrong
     try:
-        return list(map(operator.index, prompt_token_ids))
+        kinds = set(map(type, prompt_token_ids))
+        ids = list(map(operator.index, prompt_token_ids))
     except TypeError:
-        raise TypeError(
-            f"a prompt must be a list of token ids (integers); got {prompt_token_ids!r:.80}"
-        ) from None
+        raise wrong from None
+    if bool in kinds:
+        raise wrong
+    return ids

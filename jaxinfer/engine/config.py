@@ -54,3 +54,42 @@ class EngineConfig:
             fixed=self.batch_invariant,
             full_tables=self.full_tables,
         )
+
+
+def check_sizes(
+    *,
+    max_model_len: int | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    block_size: int | None = None,
+    gpu_memory_utilization: float | None = None,
+    num_gpu_blocks_override: int | None = None,
+    steps_per_sync: int | None = None,
+    seed: int | None = None,
+) -> None:
+    """Refuse what is wrong for every model, before there is one; arguments as in `jaxinfer.LLM`.
+
+    Raises:
+        ValueError: a size that is not positive or does not exist, a share of memory outside of
+            (0, 1], a negative seed.
+    """
+    if seed is not None and seed < 0:
+        raise ValueError(f"seed must not be negative; got {seed}")
+    if gpu_memory_utilization is not None and not 0 < gpu_memory_utilization <= 1:
+        raise ValueError(
+            f"gpu_memory_utilization must be more than 0 and at most 1; "
+            f"got {gpu_memory_utilization}"
+        )
+    asked = {
+        "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens, "steps_per_sync": steps_per_sync,
+        "num_gpu_blocks_override": num_gpu_blocks_override,
+    }  # fmt: skip
+    for name, value in asked.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be positive; got {value}")
+    if block_size is not None:
+        from jaxinfer.models.cache import PAGE_SIZES  # with it comes JAX, which takes long
+
+        if block_size not in PAGE_SIZES:
+            raise ValueError(f"block_size must be one of {PAGE_SIZES}; got {block_size}")

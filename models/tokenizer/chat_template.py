@@ -24,10 +24,16 @@ def render_chat(
 
     Raises:
         ValueError: malformed messages, or the template refuses or breaks.
+        TypeError: content that is no text.
     """
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
             raise ValueError(f"a message needs role and content; got {message!r:.80}")
+        if not isinstance(content := message["content"], str):
+            raise TypeError(
+                f"content of a message must be text, not None or a list of parts; "
+                f"got {content!r:.80}"
+            )
     if not messages:
         raise ValueError("a conversation needs at least one message; got none")
     try:

@@ -8,11 +8,14 @@ import pytest
 
 from jaxinfer import default_model
 from jaxinfer.cli import errors
+from jaxinfer.cli.eval import Eval
 from jaxinfer.cli.main import main
+from jaxinfer.cli.options import Model, Sampling
 from jaxinfer.models.checkpoint.orbax import save_orbax
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.tokenizer.byte import byte_tokenizer
+from tests.cli.command import run
 from tests.cli.gguf_files import write_gguf
 
 
@@ -133,7 +136,7 @@ def test_bad_temperature(fails, value):
 def test_bad_sampling_values(fails, option, value):
     for command in (["generate", "Hi"], ["chat"]):
         message = fails(*command, f"{option}={value}", "--model", "/absent")
-        assert option.strip("-").replace("-", "_") in message
+        assert message.startswith(f"{option} must be ")
 
 
 def test_unknown_option(fails):
@@ -164,7 +167,68 @@ def test_no_room_in_the_cache(fails, tiny):
     small = ("--num-gpu-blocks-override", "2", "--max-model-len", "512", "--model", tiny)
     message = fails("generate", "x" * 200, "--raw", *small)
     assert "KV-cache pages" in message
-    assert "num_gpu_blocks" in message
+    assert "lower --max-tokens, or raise --num-gpu-blocks-override" in message
+
+
+def test_a_cache_that_no_machine_holds(fails, tiny):
+    message = fails("generate", "Hi", "--num-gpu-blocks-override", "100000000", "--model", tiny)
+    assert message.startswith("a KV cache of 100000000 pages of 64 tokens takes 3276.8 GB, and ")
+    assert message.endswith("; lower --num-gpu-blocks-override or --gpu-memory-utilization")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--max-model-len", "0"), ("--gpu-memory-utilization", "7"),
+     ("--num-gpu-blocks-override", "0")],
+)  # fmt: skip
+def test_sizes_that_suit_no_model(fails, option, value):
+    """Found before a model is fetched or read: it does not even exist."""
+    for command in (["generate", "Hi"], ["chat"]):
+        message = fails(*command, option, value, "--model", "/absent")
+        assert message.startswith(f"{option} must be ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--window", "1"], "window must be at least 2 tokens; got 1"),
+     (["--stride", "0"], "stride must be at least 1 token; got 0"),
+     (["--window", "100", "--stride", "200"], "stride must be 1 to window=100 tokens; got 200"),
+     (["--batch-size", "0"], "--batch-size must be positive; got 0"),
+     (["--max-tokens", "1"], "--max-tokens must be at least 2 (the first is not scored); got 1")],
+)  # fmt: skip
+def test_windows_that_suit_no_model(fails, options, message):
+    assert fails("eval", "perplexity", "/absent", "--text", __file__, *options) == message
+
+
+def test_an_empty_stop_text(fails):
+    message = fails("generate", "Hi", "--stop", "", "--model", "/absent")
+    assert message == "stop must be non-empty strings; got ''"
+
+
+def test_a_prompt_that_is_not_utf8(fails, tiny):
+    prompt = b"caf\xe9".decode(errors="surrogateescape")
+    for options in ([], ["--raw"], ["--system", prompt]):
+        text = "Hi" if "--system" in options else prompt
+        assert "not valid Unicode" in fails("generate", text, *options, "--model", tiny)
+    assert "not valid Unicode" in fails("chat", "--system", prompt, "--model", tiny)
+
+
+def test_a_platform_without_devices(tiny):
+    environment = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    for command in (["info"], ["generate", "Hi", "--model", tiny]):
+        done = run(*command, environment=environment)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("error: ")
+        assert "AssertionError" not in done.stderr
+        assert "cuda" in done.stderr.splitlines()[-1]
+
+
+def test_options_are_spelt_as_they_are_typed():
+    shared = {field.name for kind in (Model, Sampling, Eval) for field in dataclasses.fields(kind)}
+    assert {name for name in shared if "_" in name} == set(errors.OPTIONS) | {"ignore_eos"}
+    assert errors.one_line(ValueError("my_max_tokens, a/max_tokens.gguf or max_tokens")) == (
+        "my_max_tokens, a/max_tokens.gguf or --max-tokens"
+    )
 
 
 def test_unknown_implementation(fails, tiny):

@@ -91,13 +91,18 @@ def test_progress_ends_at_the_end(model):
         ([1, -1], {}, "token ids must be 0 to 255; got -1"),
         ([1, 2], {"window": 1}, "window must be at least 2"),
         ([1, 2], {"stride": 9}, "stride must be 1 to window=8"),
-        ([1, 2], {"stride": 0}, "stride must be 1 to window=8"),
+        ([1, 2], {"stride": 0}, "stride must be at least 1"),
         ([1, 2], {"batch_size": 0}, "batch_size must be positive"),
     ],
 )
 def test_bad_arguments(model, ids, options, message):
     with pytest.raises(ValueError, match=message):
         token_nll(model, ids, **({"window": 8, "stride": 8} | options))
+
+
+def test_a_text_that_is_cut_too_short(model):
+    with pytest.raises(ValueError, match=r"max_tokens must be at least 2 .*; got 1"):
+        evaluate_perplexity(model, byte_tokenizer(), "abc", max_tokens=1)
 
 
 def test_window_longer_than_the_context(model):

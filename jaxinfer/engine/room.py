@@ -1,0 +1,50 @@
+"""Whether the device holds a KV cache of the size that was asked for."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import jax
+
+from jaxinfer.engine.config import EngineConfig
+from jaxinfer.errors import KVCacheFullError
+from jaxinfer.models.config import DecoderConfig
+
+
+@contextlib.contextmanager
+def room_for(sizes: EngineConfig, model: DecoderConfig) -> Iterator[None]:
+    """Make an engine inside; where its cache does not fit, the error names the option.
+
+    What is hopeless is refused before: the list of free pages alone could take all memory.
+
+    Args:
+        sizes: Of the engine.
+        model: Its shape.
+
+    Raises:
+        KVCacheFullError: the pages do not fit.
+    """
+    per_page = 2 * model.num_layers * sizes.page_size * model.num_kv_heads * model.head_dim
+    needed = per_page * jax.numpy.dtype(sizes.dtype).itemsize * sizes.num_pages
+    there = _memory_bytes()
+    known = "" if there is None else f", and {there / 1e9:.1f} GB are there"
+    wrong = KVCacheFullError(
+        f"a KV cache of {sizes.num_pages} pages of {sizes.page_size} tokens takes "
+        f"{needed / 1e9:.1f} GB{known}; lower num_gpu_blocks_override or gpu_memory_utilization"
+    )
+    if there is not None and needed > there:
+        raise wrong
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise wrong from error
+
+
+def _memory_bytes() -> int | None:
+    """Free memory of the device, if it tells; of a CPU all, since others come and go there."""
+    if jax.default_backend() == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
