@@ -2,10 +2,11 @@
 
 import functools
 import math
-from typing import Literal, TypedDict, Unpack, overload
+from typing import Literal, TypedDict, Unpack, get_args, overload
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.pallas_kernels import plgpu
@@ -21,6 +22,7 @@ from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choos
 
 MAX_TOKENS = 8
 _NAME = "decode_attention"
+Softmax = Literal["auto", "online", "unified"]
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
@@ -30,6 +32,8 @@ class _Options(TypedDict, total=False):
     scale: float | None
     local_window_size: int | tuple[int, int] | None
     logits_softcap: float | None
+    softmax: Softmax
+    phi: Array | None
     implementation: Implementation
     config: Config | None
 
@@ -37,13 +41,15 @@ class _Options(TypedDict, total=False):
 @overload
 def decode_attention(
     query: Array, k_pages: Array, v_pages: Array, page_table: Array, lengths: Array,
-    *, return_residual: Literal[False] = False, **options: Unpack[_Options],
+    *, return_residual: Literal[False] = False, return_fallbacks: Literal[False] = False,
+    **options: Unpack[_Options],
 ) -> Array: ...  # fmt: skip
 @overload
 def decode_attention(
     query: Array, k_pages: Array, v_pages: Array, page_table: Array, lengths: Array,
-    *, return_residual: Literal[True], **options: Unpack[_Options],
-) -> tuple[Array, Array]: ...  # fmt: skip
+    *, return_residual: bool = False, return_fallbacks: bool = False,
+    **options: Unpack[_Options],
+) -> tuple[Array, ...]: ...  # fmt: skip
 def decode_attention(
     query: Float[Array, "B T N H"],
     k_pages: Float[Array, "P K p H"],
@@ -54,10 +60,13 @@ def decode_attention(
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
     logits_softcap: float | None = None,
+    softmax: Softmax = "auto",
+    phi: Float[Array, "N"] | None = None,
     return_residual: bool = False,
+    return_fallbacks: bool = False,
     implementation: Implementation = None,
     config: Config | None = None,
-) -> Float[Array, "B T N H"] | tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+) -> Array | tuple[Array, ...]:
     """Attend from the last few tokens of every request to its paged keys and values.
 
     Query token t of row b sits at position `lengths[b] - T + t` and sees the keys up to its own
@@ -75,13 +84,23 @@ def decode_attention(
         local_window_size: Keys visible before a query's position (an int or `(left, right)`, as
             in `jax.nn.dot_product_attention`; nothing lies to the right of the newest tokens).
         logits_softcap: Logits become c·tanh(logits / c).
+        softmax: `"online"` rescales as larger logits come by. `"unified"` keeps one reference φ,
+            so that no block of keys waits for a maximum; where that leaves the safe range, the keys
+            concerned are computed once more with the online softmax within the same call. `"auto"`
+            is unified where `phi` is given, else online. `xla` is always online.
+        phi: `[N]` float32, φ of every query head for `"unified"`: near the largest logit that the
+            head is expected to see (scale and soft cap included, natural). None: the largest logit
+            of the first block of keys that a group of CTAs sees, which needs no calibration.
         return_residual: Also return the log-sum-exp of the logits.
+        return_fallbacks: Also return how often the unified softmax had to fall back: pieces of
+            a KV head's keys that were computed again, an int32 scalar.
         implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.
         config: Tiling of the Mosaic kernel; default by heuristic.
 
     Returns:
         `[B, T, N, H]` in the query's dtype; with `return_residual` also `[B, T, N]` float32, the
-        natural-log log-sum-exp, so that `merge_attention` can combine partial results.
+        natural-log log-sum-exp, so that `merge_attention` can combine partial results; with
+        `return_fallbacks` last an int32 scalar.
 
     Raises:
         ValueError: shapes or parameters that do not fit together.
@@ -90,12 +109,15 @@ def decode_attention(
         ExceptionGroup: several were asked for and none can.
 
     Numerics: logits, softmax and accumulation in float32; probabilities are rounded to the
-    query's dtype before they meet V (relative RMS error about 2e-3 in bfloat16).
+    query's dtype before they meet V (relative RMS error about 2e-3 in bfloat16). For finite inputs
+    the result holds no NaN or Inf, whatever `phi`, as long as values stay below 2^100.
 
     Memory: `mosaic` reads each visible key and value once and writes partial results of
     4·H·(CTAs + B·K)·max(16, T·N/K) bytes. `xla` copies all pages that `page_table` names.
 
-    Follows FlashDecoding (split-KV with a log-sum-exp merge).
+    Follows FlashDecoding (split-KV with a log-sum-exp merge) and section 3 of FlashDecoding++
+    (arXiv 2311.01282), with a reference for every piece instead of one for all, which the merge
+    allows.
 
     >>> pages = jnp.ones((4, 1, 16, 8))
     >>> table, lengths = jnp.array([[2, 0]]), jnp.array([20])
@@ -108,15 +130,20 @@ def decode_attention(
         scale = query.shape[-1] ** -0.5
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale}")
+    unified = _is_unified(softmax, phi, query.shape[2])
     call = functools.partial(
         _dispatch, query, k_pages, v_pages, page_table, lengths,
         scale=float(scale), left_window=left_window, logits_softcap=logits_softcap,
+        unified=unified, phi=phi if unified else None,
     )  # fmt: skip
-    out, lse = call(implementation=implementation, config=config)
-    return (out, lse) if return_residual else out
+    out, lse, fallbacks = call(implementation=implementation, config=config)
+    results = [out, *[lse] * return_residual, *[fallbacks] * return_fallbacks]
+    return tuple(results) if len(results) > 1 else out
 
 
-def _dispatch(query, k_pages, v_pages, page_table, lengths, *, implementation, config, **options):
+def _dispatch(
+    query, k_pages, v_pages, page_table, lengths, *, unified, phi, implementation, config, **options
+):
     device = current_device()
     arrays = (query, k_pages, v_pages, page_table, lengths)
 
@@ -134,12 +161,14 @@ def _dispatch(query, k_pages, v_pages, page_table, lengths, *, implementation, c
                 f"config must fit {device.smem_bytes} bytes of shared memory; got {chosen}, which "
                 f"needs {needed}: use fewer stages or a smaller block"
             )
-        return decode_attention_mosaic(*arrays, **options, config=chosen, num_sms=device.num_sms)
+        return decode_attention_mosaic(
+            *arrays, **options, unified=unified, phi=phi, config=chosen, num_sms=device.num_sms
+        )
 
-    candidates = {
-        "mosaic": mosaic,
-        "xla": lambda: decode_attention_xla(*arrays, **options),
-    }
+    def xla():
+        return *decode_attention_xla(*arrays, **options), jnp.int32(0)
+
+    candidates = {"mosaic": mosaic, "xla": xla}
     return choose(_NAME, implementation, candidates, configs.PREFERRED)
 
 
@@ -211,3 +240,19 @@ def _left_window(window: int | tuple[int, int] | None) -> int | None:
     if left < 0 or right < 0:
         raise ValueError(f"local_window_size must not be negative; got {window}")
     return left
+
+
+def _is_unified(softmax: str, phi: jax.Array | None, num_heads: int) -> bool:
+    if softmax not in get_args(Softmax):
+        raise ValueError(f"softmax must be one of {get_args(Softmax)}; got {softmax!r}")
+    if phi is None:
+        return softmax == "unified"
+    if softmax == "online":
+        raise ValueError(
+            "phi is for the unified softmax; leave it out or ask for softmax='unified'"
+        )
+    if phi.shape != (num_heads,):
+        raise ValueError(f"phi must have one number per query head ({num_heads}); got {phi.shape}")
+    if not isinstance(phi, jax.core.Tracer) and not np.isfinite(np.asarray(phi)).all():
+        raise ValueError("phi must be finite")
+    return True

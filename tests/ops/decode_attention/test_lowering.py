@@ -1,5 +1,6 @@
 """Every spec of `decode_attention` lowers for an H100, on any machine."""
 
+import jax.numpy as jnp
 import pytest
 
 from jaxinfer.pallas_kernels import plgpu
@@ -26,4 +27,12 @@ def test_the_most_rows_fit(h100, H):
 def test_page_sizes_and_blocks(h100, page_size, block):
     spec = DecodeSpec(model="pages", B=2, S=256, N=4, K=1, H=64, page_size=page_size)
     call = op("mosaic", config=Config(block=block, stages=2))
+    plgpu.lower_for_cuda(call, *shapes_of(make_inputs, spec), spec=h100)
+
+
+@pytest.mark.parametrize("with_phi", [False, True])
+@pytest.mark.parametrize("spec", cases(SPECS, "ci"))
+def test_unified_softmax_lowers(h100, spec, with_phi):
+    phi = jnp.zeros((spec.N,)) if with_phi else None
+    call = op("mosaic", spec, softmax="unified", phi=phi, return_fallbacks=True)
     plgpu.lower_for_cuda(call, *shapes_of(make_inputs, spec), spec=h100)

@@ -1,0 +1,221 @@
+"""The first pass: every group's share of the keys, with wgmma, in pieces.
+
+One warpgroup issues TMA copies of pages into a ring, one computes. With a unified softmax, a CTA
+that finds sums it cannot trust computes its whole share once more with the online softmax.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.decode_attention.pages_sm90 import copy_pages, pages_of, zero_values
+from jaxinfer.pallas_kernels.decode_attention.shape import Shape
+from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
+    COMPILER,
+    Online,
+    Unified,
+    mask,
+    scaled,
+    trusted_sums,
+)
+from jaxinfer.pallas_kernels.plgpu import pl
+
+
+def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
+    """Compute every piece.
+
+    Args:
+        shape: Of the call.
+        rows: `[B·K·stride, H]` query rows.
+        k_pages: `[P, K, p, H]`.
+        v_pages: `[P, K, p, H]`.
+        page_table: `[B, M]` int32.
+        lengths: `[B]` int32.
+        phi: `[B·K·stride]` float32, reference of every row in base 2, if `shape.softmax` wants it.
+
+    Returns:
+        Normalised output `[pieces, H, rows]` and base-2 lse `[pieces, rows]`, float32; what the
+        merge finds them by: `[B + 1]` int32, the number of each request's first unit (no entry
+        without units) and last the units of a group; and `[CTAs]` int32 pieces computed again.
+    """
+    config, dtype = shape.config, rows.dtype
+    pieces = shape.K * shape.division.pieces
+    ctas = shape.groups * shape.K
+    copies = max(1, config.block // shape.page_size)
+    tiled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
+    kv_scratch = plgpu.SMEM((config.stages, config.block, shape.H), dtype, transforms=tiled)
+    kernel = plgpu.kernel(
+        functools.partial(_body, shape),
+        out_type=(
+            jax.ShapeDtypeStruct((pieces, shape.H, shape.rows), jnp.float32),
+            jax.ShapeDtypeStruct((pieces, shape.rows), jnp.float32),
+            jax.ShapeDtypeStruct((shape.B + 1,), jnp.int32),
+            jax.ShapeDtypeStruct((ctas,), jnp.int32),
+        ),
+        scratch_types=dict(
+            q_smem=plgpu.SMEM((config.stages, shape.rows, shape.H), dtype, transforms=tiled),
+            k_smem=kv_scratch,
+            v_smem=kv_scratch,
+            p_smem=plgpu.SMEM((shape.rows, config.block), dtype, transforms=tiled),
+            violations_smem=plgpu.SMEM((1,), jnp.int32),
+            k_ready=plgpu.Barrier(num_arrivals=copies + 1, num_barriers=config.stages),
+            v_ready=plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
+            k_free=plgpu.Barrier(num_barriers=config.stages),
+            v_free=plgpu.Barrier(num_barriers=config.stages),
+            judged=plgpu.Barrier(),
+        ),
+        grid=(ctas,),
+        grid_names=("cta",),
+        kernel_name="decode_attention",
+        num_threads=2,
+        thread_name="role",
+        compiler_params=COMPILER,
+    )
+    return kernel(rows, k_pages, v_pages, page_table, lengths, phi)
+
+
+def _body(
+    shape: Shape,
+    q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem, phi_gmem,
+    out_gmem, lse_gmem, firsts_gmem, violations_gmem,
+    *, q_smem, k_smem, v_smem, p_smem, violations_smem, k_ready, v_ready, k_free, v_free, judged,
+):  # fmt: skip
+    cta = lax.axis_index("cta")
+    role = lax.axis_index("role")
+    group, head = lax.div(cta, jnp.int32(shape.K)), lax.rem(cta, jnp.int32(shape.K))
+    stages = jnp.int32(shape.config.stages)
+    division = shape.division
+    start = division.start(lengths_gmem, group)
+    first_unit, units = (start.request, start.block), start.units
+    is_unified = shape.softmax != "online"
+
+    def load(passes: int):
+        """Load all units; `passes` were loaded before."""
+
+        def load_unit(i, unit):
+            request, block = unit
+            slot = lax.rem(i, stages)
+
+            @pl.when(i >= stages)
+            def _wait_for_keys():
+                plgpu.barrier_wait(k_free.at[slot])
+
+            row, _ = shape.tile_of(request * shape.K + head)
+            plgpu.copy_gmem_to_smem(
+                q_gmem.at[pl.ds(row, shape.rows)], q_smem.at[slot], k_ready.at[slot]
+            )
+            length = lengths_gmem[request]
+            pages = pages_of(shape, table_gmem, length, request, block)
+            valid = length - block * shape.config.block
+            copy_pages(shape, k_gmem, k_smem.at[slot], k_ready.at[slot], head, pages, valid)
+
+            @pl.when(i >= stages)
+            def _wait_for_values():
+                plgpu.barrier_wait(v_free.at[slot])
+
+            copy_pages(shape, v_gmem, v_smem.at[slot], v_ready.at[slot], head, pages, valid)
+
+            @pl.when((head == 0) & (block == division.blocks(length)[0]))
+            def _note_first():
+                firsts_gmem[request] = start.unit + i - passes * units
+
+            return division.following(lengths_gmem, request, block)
+
+        lax.fori_loop(passes * units, (passes + 1) * units, load_unit, first_unit)
+
+    @pl.when(role == 0)
+    def _load():
+        plgpu.set_max_registers(40, action="decrease")
+
+        @pl.when(cta == 0)
+        def _note_share():
+            firsts_gmem[shape.B] = start.share
+
+        load(0)
+        loaded = units
+        if is_unified:
+            plgpu.barrier_wait(judged)
+            again = violations_smem[0] > 0
+            pl.when(again)(functools.partial(load, 1))
+            loaded = lax.select(again, 2 * units, units)
+
+        # Every completed phase of a barrier must have been observed when the kernel ends.
+        @pl.loop(lax.max(loaded - stages, jnp.int32(0)), loaded)
+        def _drain(i):
+            slot = lax.rem(i, stages)
+            plgpu.barrier_wait(k_free.at[slot])
+            plgpu.barrier_wait(v_free.at[slot])
+
+    def compute(softmax: Online | Unified, passes: int):
+        """Compute all units after `passes` that were computed before; pieces not to be trusted."""
+
+        def attend_unit(i, carry):
+            (request, block), acc, sums, is_first, violations = carry
+            slot = lax.rem(i, stages)
+            row, within = shape.tile_of(request * shape.K + head)
+            plgpu.barrier_wait(k_ready.at[slot])
+
+            def scores(ref):
+                plgpu.wgmma(ref, k_smem.at[slot], q_smem.at[slot].transpose((1, 0)))
+                return ref[...]
+
+            logits = pl.run_scoped(scores, plgpu.ACC((shape.config.block, shape.rows), jnp.float32))
+            plgpu.barrier_arrive(k_free.at[slot])
+
+            length = lengths_gmem[request]
+            logits = mask(shape, scaled(shape, logits), block, length, within)
+            weights, sums, acc = softmax.weigh(logits, sums, acc, is_first, row)
+            p_smem.T[...] = plgpu.layout_cast(
+                weights.astype(p_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
+            )
+            plgpu.commit_smem()
+            plgpu.barrier_wait(v_ready.at[slot])
+            valid = length - block * shape.config.block
+            pl.when(valid < shape.config.block)(
+                functools.partial(zero_values, v_smem.at[slot], valid)
+            )
+            acc = plgpu.wgmma_add(acc, v_smem.at[slot].transpose((1, 0)), p_smem.transpose((1, 0)))
+            plgpu.barrier_arrive(v_free.at[slot])
+
+            following = division.following(lengths_gmem, request, block)
+            is_last = (following[0] != request) | (following[1] != block + 1)
+            is_last |= i + 1 >= (passes + 1) * units
+
+            def store():
+                total = sums.weights.sum(axis=0)
+                seen = total > 0.0
+                divisor = jnp.where(seen, total, 1.0)
+                piece = head * division.pieces + group + request
+                out_gmem[piece] = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
+                lse_gmem[piece] = jnp.where(seen, sums.phi + jnp.log2(divisor), -jnp.inf)
+                return violations + softmax.violations(total, acc)
+
+            violations = lax.cond(is_last, store, lambda: violations)
+            # A new piece starts from nothing.
+            acc = acc * jnp.where(is_last, 0.0, 1.0).astype(jnp.float32)
+            sums = softmax.restart(sums, is_last)
+            return following, acc, sums, is_last, violations
+
+        acc = plgpu.layout_cast(jnp.zeros((shape.H, shape.rows), jnp.float32), plgpu.Layout.WGMMA)
+        carry = (first_unit, acc, softmax.start(), jnp.bool_(True), jnp.int32(0))
+        begin, end = passes * units, (passes + 1) * units
+        return lax.fori_loop(begin, end, attend_unit, carry)[-1]
+
+    @pl.when(role == 1)
+    def _compute():
+        plgpu.set_max_registers(208, action="increase")
+        if not is_unified:
+            compute(Online(shape), 0)
+            return
+        phi = phi_gmem if shape.softmax == "unified by phi" else None
+        violations = compute(Unified(shape, phi, trusted_sums(q_smem.dtype)), 0)
+        violations_smem[0] = violations
+        violations_gmem[cta] = violations
+        plgpu.barrier_arrive(judged)
+
+        @pl.when(violations > 0)
+        def _again():
+            compute(Online(shape), 1)
