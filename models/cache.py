@@ -5,9 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.parallel.axes import PAGES, RULES
+from jaxinfer.models.parallel.parallel import Parallel
 from jaxinfer.models.pytree import pytree
+from jaxinfer.sharding.rules import partition_spec
 
 PAGE_SIZES = (16, 32, 64, 128)
 
@@ -20,6 +24,9 @@ class PagedKVCache:
     A page holds one layer's keys (or values) of `p` consecutive tokens for all KV heads, one
     head's part contiguous: `[K, p, H]`. Which pages belong to a request, in order, is its row of
     `page_table`; entries past `ceil(length / p)` are not read. The same table serves all layers.
+
+    The cache of a model that is divided over devices has the heads of all of them, padding and
+    copies included, and each device has its own heads' part of every page.
 
     Attributes:
         k_pages: L arrays `[P, K, p, H]`.
@@ -43,6 +50,7 @@ class PagedKVCache:
         page_size: int = 64,
         num_pages: int | None = None,
         dtype: Any = jnp.bfloat16,
+        parallel: Parallel | None = None,
     ) -> "PagedKVCache":
         """Allocate an empty cache in which row b owns pages b·M … b·M + M - 1.
 
@@ -53,6 +61,7 @@ class PagedKVCache:
             page_size: p, tokens per page: 16, 32, 64 or 128.
             num_pages: P; default `batch_size` times the pages of a row.
             dtype: Of keys and values.
+            parallel: How the model is divided (`Decoder.parallel`).
 
         Raises:
             ValueError: a size that is not positive, or a page size that kernels lack.
@@ -66,11 +75,11 @@ class PagedKVCache:
             )
         pages_per_row = -(-max_len // page_size)
         total = batch_size * pages_per_row if num_pages is None else num_pages
-        shape = (total, config.num_kv_heads, page_size, config.head_dim)
         table = jnp.arange(batch_size * pages_per_row, dtype=jnp.int32)
+        size = {"num_pages": total, "page_size": page_size}
         return cls(
-            k_pages=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
-            v_pages=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+            k_pages=empty_pages(config, **size, dtype=dtype, parallel=parallel),
+            v_pages=empty_pages(config, **size, dtype=dtype, parallel=parallel),
             page_table=(table % total).reshape(batch_size, pages_per_row),
             lengths=jnp.zeros((batch_size,), jnp.int32),
         )
@@ -93,3 +102,27 @@ class PagedKVCache:
     def replace(self, **fields: Any) -> "PagedKVCache":
         """A copy with some fields replaced."""
         return dataclasses.replace(self, **fields)
+
+    def specs(self) -> "PagedKVCache":
+        """How each array is divided over a mesh: pages by heads, the rest is whole."""
+        spec = partition_spec(PAGES, RULES)
+        return jax.tree.map(lambda array: spec if array.ndim == 4 else PartitionSpec(), self)
+
+
+def empty_pages(
+    config: DecoderConfig,
+    *,
+    num_pages: int,
+    page_size: int,
+    dtype: Any,
+    parallel: Parallel | None,
+) -> tuple[jax.Array, ...]:
+    """Pages of keys or of values, zeros, for every layer: `[P, K, p, H]`.
+
+    Arguments as in `PagedKVCache.create`.
+    """
+    heads, device = config.num_kv_heads, None
+    if parallel is not None:
+        heads, device = parallel.size * parallel.heads.num_kv_heads, parallel.pages
+    shape = (num_pages, heads, page_size, config.head_dim)
+    return tuple(jnp.zeros(shape, dtype, device=device) for _ in range(config.num_layers))

@@ -9,14 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.layers import DecoderLayer, RMSNorm
+from jaxinfer.models.parallel.parallel import Parallel
+from jaxinfer.models.parallel.shards import Weights, divided_weights, split, whole_weights
 from jaxinfer.models.progress import Progress
 from jaxinfer.models.rope import rope_angles, uses_local_rope
 from jaxinfer.models.weights import weight_shapes
+from jaxinfer.sharding.mesh import TENSOR
 
 
 class Decoder(nnx.Module):
@@ -25,8 +29,13 @@ class Decoder(nnx.Module):
     Layers are unrolled in the computation. A `lax.scan` over stacked layers compiles faster but
     copies every layer's weights each step: three times slower in decode (docs/models.md).
 
+    A decoder may be divided over the devices of a mesh (`parallel`). It is called in the same way,
+    with a cache that is divided likewise; tokens, hidden states and scores are whole, the same on
+    every device.
+
     Attributes:
         config: The model's shape; static under `jax.jit`.
+        parallel: How it is divided, static too; None: it is on one device.
     """
 
     def __init__(
@@ -36,24 +45,36 @@ class Decoder(nnx.Module):
         dtype: Any = jnp.bfloat16,
         rngs: nnx.Rngs | None = None,
         weight: Callable[[str], jax.Array] | None = None,
+        mesh: str | Mesh | None = None,
     ):
         """Make a decoder; without `weight`, a random one for tests and timing.
 
         Args:
             config: The model's shape.
-            dtype: Of random weights, and so of the residual stream.
+            dtype: Of random weights and of all that are divided, and so of the residual stream.
             rngs: Source of random weights (normal, 1/sqrt(fan-in)); default seed 0.
             weight: Gives the array of a canonical name; see `from_weights`.
+            mesh: Divide the model over these devices; `"tensor=2"`, or a mesh.
+
+        Raises:
+            ValueError: a mesh that cannot be made, or that models are not divided over.
         """
         weight = weight or _random_weights(config, dtype, rngs or nnx.Rngs(0))
+        parallel = None if mesh is None else Parallel.create(config, mesh)
+        if parallel is None:
+            weights, local, axis = whole_weights(weight), config, None
+        else:
+            weights = divided_weights(weight, parallel, dtype)
+            local, axis = parallel.local, TENSOR
         self.config = config
-        self.embed = nnx.Param(weight("embed"))
+        self.parallel = parallel
+        self.embed = nnx.Param(weights("embed"))
         self.layers = nnx.List(
-            DecoderLayer(config, i, functools.partial(_of_layer, weight, i))
+            DecoderLayer(local, i, functools.partial(_of_layer, weights, i), axis)
             for i in range(config.num_layers)
         )
-        self.final_norm = RMSNorm(weight("final_norm"), config.rms_norm_eps)
-        self.lm_head = None if config.tie_embeddings else nnx.Param(weight("lm_head"))
+        self.final_norm = RMSNorm(weights("final_norm"), config.rms_norm_eps)
+        self.lm_head = None if config.tie_embeddings else nnx.Param(weights("lm_head"))
 
     @classmethod
     def from_weights(
@@ -63,6 +84,7 @@ class Decoder(nnx.Module):
         *,
         dtype: Any = jnp.bfloat16,
         progress: Progress | None = None,
+        mesh: str | Mesh | None = None,
     ) -> "Decoder":
         """Build a decoder from weights read one at a time.
 
@@ -71,53 +93,73 @@ class Decoder(nnx.Module):
             read: Gives the weight of a canonical name (`models.weights.weight_shapes`).
             dtype: What the weights are converted to.
             progress: Called with (name, weights read, weights in all) after each.
+            mesh: Divide the model over these devices. Each is given its own parts only.
 
         Raises:
-            ValueError: a weight of another shape than `config` says.
+            ValueError: a weight of another shape than `config` says, or a mesh as in `Decoder`.
         """
         shapes = weight_shapes(config)
         done = itertools.count(1)
 
-        def weight(name: str) -> jax.Array:
+        def weight(name: str) -> Any:
             array = read(name)
             if array.shape != shapes[name]:
                 raise ValueError(f"weight {name} must have shape {shapes[name]}; got {array.shape}")
             if progress is not None:
                 progress(name, next(done), len(shapes))
-            return jnp.asarray(array).astype(dtype)
+            # What is divided stays on the host until it is known which device needs what.
+            return array if mesh is not None else jnp.asarray(array).astype(dtype)
 
-        return cls(config, weight=weight)
+        return cls(config, dtype=dtype, weight=weight, mesh=mesh)
 
-    def canonical_weights(self) -> Iterator[tuple[str, jax.Array]]:
-        """Every weight under its canonical name; fused matrices are split again."""
+    def divide(self, mesh: str | Mesh) -> "Decoder":
+        """The same model divided over a mesh, in its dtype.
+
+        Weights go through the host. The model itself stays where it is: `from_weights` with a mesh
+        needs no device that holds all of it.
+
+        Raises:
+            ValueError: a mesh as in `Decoder`.
+        """
+        weights = dict(self.canonical_weights())
+        dtype = self.embed[...].dtype
+        return Decoder(self.config, dtype=dtype, weight=weights.__getitem__, mesh=mesh)  # type: ignore[arg-type]
+
+    def canonical_weights(self) -> Iterator[tuple[str, jax.Array | np.ndarray]]:
+        """Every weight under its canonical name; fused matrices are split again.
+
+        Weights of a divided model are put together on the host.
+        """
+        shapes = weight_shapes(self.config)
+        for names, array in self._arrays():
+            yield from split(names, array, shapes, self.parallel)
+
+    def _arrays(self) -> Iterator[tuple[tuple[str, ...], jax.Array]]:
+        """Every array, with the canonical names of the weights that lie in it side by side."""
         config = self.config
-        N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
-        cuts = [N * H, (N + K) * H]
-        yield "embed", self.embed[...]
+        yield ("embed",), self.embed[...]
         for i, layer in enumerate(self.layers):
-            parts: dict[str, jax.Array] = {
-                "attn_norm": layer.attn_norm.weight[...],
-                "mlp_norm": layer.mlp_norm.weight[...],
-                "o_proj": layer.attention.o_proj[...],
-                "down_proj": layer.mlp.down_proj[...],
+            attention = layer.attention
+            parts: dict[tuple[str, ...], jax.Array] = {
+                ("attn_norm",): layer.attn_norm.weight[...],
+                ("mlp_norm",): layer.mlp_norm.weight[...],
+                ("o_proj",): attention.o_proj[...],
+                ("down_proj",): layer.mlp.down_proj[...],
+                ("q_proj", "k_proj", "v_proj"): attention.qkv_proj[...],
+                ("gate_proj", "up_proj"): layer.mlp.gate_up_proj[...],
             }
-            qkv = jnp.split(layer.attention.qkv_proj[...], cuts, axis=1)
-            parts |= dict(zip(("q_proj", "k_proj", "v_proj"), qkv, strict=True))
-            gate_up = jnp.split(layer.mlp.gate_up_proj[...], 2, axis=1)
-            parts |= dict(zip(("gate_proj", "up_proj"), gate_up, strict=True))
-            if layer.attention.qkv_bias is not None:
-                biases = jnp.split(layer.attention.qkv_bias[...], cuts)
-                parts |= dict(zip(("q_bias", "k_bias", "v_bias"), biases, strict=True))
+            if attention.qkv_bias is not None:
+                parts["q_bias", "k_bias", "v_bias"] = attention.qkv_bias[...]
             if config.qk_norm:
-                parts |= {n: getattr(layer.attention, n).weight[...] for n in ("q_norm", "k_norm")}
+                parts |= {(n,): getattr(attention, n).weight[...] for n in ("q_norm", "k_norm")}
             if config.sandwich_norms:
                 names = ("post_attn_norm", "post_mlp_norm")
-                parts |= {n: getattr(layer, n).weight[...] for n in names}
-            for name, array in parts.items():
-                yield f"layers.{i}.{name}", array
-        yield "final_norm", self.final_norm.weight[...]
+                parts |= {(n,): getattr(layer, n).weight[...] for n in names}
+            for names, array in parts.items():
+                yield tuple(f"layers.{i}.{name}" for name in names), array
+        yield ("final_norm",), self.final_norm.weight[...]
         if self.lm_head is not None:
-            yield "lm_head", self.lm_head[...]
+            yield ("lm_head",), self.lm_head[...]
 
     def __call__(
         self,
@@ -138,6 +180,32 @@ class Decoder(nnx.Module):
         Returns:
             `[B, T, D]`, and the cache with the tokens appended.
         """
+        if self.parallel is None:
+            return self._append(tokens, cache, num_tokens, fresh=fresh)
+        whole, divided = PartitionSpec(), cache.specs()
+        return self.parallel.run(
+            functools.partial(Decoder._append, fresh=fresh), self, tokens, cache, num_tokens,
+            in_specs=(whole, divided, whole), out_specs=(whole, divided),
+        )  # fmt: skip
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores of the next token, float32, soft cap applied."""
+        if self.parallel is None:
+            return self._scores(hidden)
+        whole = PartitionSpec()
+        return self.parallel.run(
+            Decoder._gathered_scores, self, hidden, in_specs=(whole,), out_specs=whole
+        )
+
+    def _append(
+        self,
+        tokens: Int[Array, "B T"],
+        cache: PagedKVCache,
+        num_tokens: Int[Array, "B"],
+        *,
+        fresh: bool,
+    ) -> tuple[Float[Array, "B T D"], PagedKVCache]:
+        """What one device computes of `__call__`: all of it, or its part."""
         config = self.config
         T = tokens.shape[1]
         start = cache.lengths
@@ -146,7 +214,7 @@ class Decoder(nnx.Module):
         if uses_local_rope(config):
             angles[True] = rope_angles(config, positions, local=True)
 
-        delta = self.embed[...][tokens]
+        delta = self._embedded(tokens)
         if config.embedding_scale != 1.0:
             delta = delta * jnp.asarray(config.embedding_scale, delta.dtype)
         x = None
@@ -162,8 +230,24 @@ class Decoder(nnx.Module):
         )
         return self.final_norm.add(x, delta)[0], cache
 
-    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Scores of the next token, float32, soft cap applied."""
+    def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        table = self.embed[...]
+        if self.parallel is None:
+            return table[tokens]
+        # Each device has some rows. Only one adds anything, so that nothing is rounded.
+        rows = tokens - jax.lax.axis_index(TENSOR) * table.shape[0]
+        here = (rows >= 0) & (rows < table.shape[0])
+        found = jnp.where(here[..., None], table[jnp.where(here, rows, 0)], 0)
+        return jax.lax.psum(found, TENSOR)
+
+    def _gathered_scores(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores of the whole vocabulary, from every device's part of it."""
+        scores = self._scores(hidden)
+        scores = jax.lax.all_gather(scores, TENSOR, axis=scores.ndim - 1, tiled=True)
+        return scores[..., : self.config.vocab_size]
+
+    def _scores(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores of the part of the vocabulary that is here."""
         head = self.embed[...].T if self.lm_head is None else self.lm_head[...]
         scores = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
         if (cap := self.config.final_softcap) is not None:
@@ -171,8 +255,8 @@ class Decoder(nnx.Module):
         return scores
 
 
-def _of_layer(weight: Callable[[str], jax.Array], layer: int, name: str) -> jax.Array:
-    return weight(f"layers.{layer}.{name}")
+def _of_layer(weights: Weights, layer: int, *names: str) -> jax.Array:
+    return weights(*(f"layers.{layer}.{name}" for name in names))
 
 
 def _random_weights(

@@ -1,6 +1,5 @@
 """The parts of a decoder layer."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,13 +8,20 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.parallel.shards import Weights
 from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
 from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
 
-Initializer = Callable[[tuple[int, ...]], jax.Array]
+
+def _sum_over(axis: str | None, x: jax.Array) -> jax.Array:
+    """Add the parts that the devices of a mesh axis hold; without an axis, `x` is the whole.
+
+    Every part was rounded to the dtype of `x` before, and their sum is once more.
+    """
+    return x if axis is None else jax.lax.psum(x, axis)
 
 
 class RMSNorm(nnx.Module):
@@ -39,37 +45,32 @@ class RMSNorm(nnx.Module):
 class MLP(nnx.Module):
     """Gated feed-forward; gate and up projections are one matrix `[D, 2F]`."""
 
-    def __init__(self, config: DecoderConfig, weight: Callable[[str], jax.Array]):
-        self.gate_up_proj = nnx.Param(
-            jnp.concatenate([weight("gate_proj"), weight("up_proj")], axis=1)
-        )
-        self.down_proj = nnx.Param(weight("down_proj"))
+    def __init__(self, config: DecoderConfig, weights: Weights, axis: str | None):
+        self.gate_up_proj = nnx.Param(weights("gate_proj", "up_proj"))
+        self.down_proj = nnx.Param(weights("down_proj"))
         self.activation = config.activation
+        self.axis = axis
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Apply; `[B, T, D]` to `[B, T, D]`."""
         hidden = matmul(x, self.gate_up_proj[...], gate=self.activation)
-        return matmul(hidden, self.down_proj[...])
+        return _sum_over(self.axis, matmul(hidden, self.down_proj[...]))
 
 
 class Attention(nnx.Module):
     """Grouped-query attention over a paged cache; Q, K and V projections are one matrix."""
 
-    def __init__(self, config: DecoderConfig, layer: int, weight: Callable[[str], jax.Array]):
-        parts = ("q", "k", "v")
-        self.qkv_proj = nnx.Param(
-            jnp.concatenate([weight(f"{part}_proj") for part in parts], axis=1)
-        )
+    def __init__(self, config: DecoderConfig, layer: int, weights: Weights, axis: str | None):
+        self.qkv_proj = nnx.Param(weights("q_proj", "k_proj", "v_proj"))
         self.qkv_bias = (
-            nnx.Param(jnp.concatenate([weight(f"{part}_bias") for part in parts]))
-            if config.qkv_bias
-            else None
+            nnx.Param(weights("q_bias", "k_bias", "v_bias")) if config.qkv_bias else None
         )
         eps = config.rms_norm_eps
-        self.q_norm = RMSNorm(weight("q_norm"), eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(weight("k_norm"), eps) if config.qk_norm else None
-        self.o_proj = nnx.Param(weight("o_proj"))
+        self.q_norm = RMSNorm(weights("q_norm"), eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(weights("k_norm"), eps) if config.qk_norm else None
+        self.o_proj = nnx.Param(weights("o_proj"))
         self.config = config
+        self.axis = axis
         self.window = config.window(layer)
 
     def __call__(
@@ -129,21 +130,31 @@ class Attention(nnx.Module):
                 q, k_pages, v_pages, page_table=page_table, is_causal=True, q_offset=start,
                 query_seq_lengths=num_tokens, key_value_seq_lengths=start + num_tokens, **options,
             )  # fmt: skip
-        return matmul(out.reshape(B, T, N * H), self.o_proj[...]), k_pages, v_pages
+        out = _sum_over(self.axis, matmul(out.reshape(B, T, N * H), self.o_proj[...]))
+        return out, k_pages, v_pages
 
 
 class DecoderLayer(nnx.Module):
     """Attention and feed-forward with residual connections, norms before and optionally after."""
 
-    def __init__(self, config: DecoderConfig, layer: int, weight: Callable[[str], jax.Array]):
+    def __init__(self, config: DecoderConfig, layer: int, weights: Weights, axis: str | None):
+        """Make a layer, or one device's part of it.
+
+        Args:
+            config: Its shape; of a part, the part's.
+            layer: Its number.
+            weights: Gives its arrays by the names of the weights within the layer.
+            axis: Mesh axis whose devices hold the parts; None: this is the whole.
+        """
+
         def norm(name: str) -> RMSNorm:
-            return RMSNorm(weight(name), config.rms_norm_eps)
+            return RMSNorm(weights(name), config.rms_norm_eps)
 
         self.attn_norm, self.mlp_norm = norm("attn_norm"), norm("mlp_norm")
         self.post_attn_norm = norm("post_attn_norm") if config.sandwich_norms else None
         self.post_mlp_norm = norm("post_mlp_norm") if config.sandwich_norms else None
-        self.attention = Attention(config, layer, weight)
-        self.mlp = MLP(config, weight)
+        self.attention = Attention(config, layer, weights, axis)
+        self.mlp = MLP(config, weights, axis)
 
     def __call__(
         self,

@@ -1,0 +1,1 @@
+"""Tensor parallelism: how a decoder's heads, weights and pages are divided over a mesh."""
