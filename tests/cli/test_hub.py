@@ -98,7 +98,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
         "find_spec",
         lambda name: None if name == "huggingface_hub" else find(name),
     )
-    with pytest.raises(DownloadError, match=r"jaxinfer\[hf\]"):
+    with pytest.raises(DownloadError, match="pip install huggingface-hub"):
         resolve_model("owner/name")
 
 
