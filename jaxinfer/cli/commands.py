@@ -16,9 +16,9 @@ Examples:
   jaxinfer generate "Why is the sky blue?"
   jaxinfer chat
   jaxinfer info
+  jaxinfer --version
 
 Every command has its own help with examples: jaxinfer generate --help
-jaxinfer --version prints the version.
 """
 
 _MODULES: dict[type, Any] = {

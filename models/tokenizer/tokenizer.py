@@ -130,9 +130,8 @@ def _check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"the text is not valid Unicode: character {error.start} is "
-            f"U+{ord(text[error.start]):04X}, half of a surrogate pair, as Python makes of bytes "
-            "that are not UTF-8"
+            f"the text is not valid Unicode: it holds U+{ord(text[error.start]):04X}, half of a "
+            "surrogate pair, as Python makes of bytes that are not UTF-8"
         ) from None
 
 

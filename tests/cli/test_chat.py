@@ -63,8 +63,8 @@ def test_a_question_that_is_not_utf8(tiny):
     err = done.stderr.decode()
     assert done.returncode == 0, err
     assert [line for line in err.splitlines() if "error" in line] == [
-        "error: the text is not valid Unicode: character 9 is U+DCE9, half of a surrogate pair, as "
-        "Python makes of bytes that are not UTF-8"
+        "error: the text is not valid Unicode: it holds U+DCE9, half of a surrogate pair, "
+        "as Python makes of bytes that are not UTF-8"
     ]
     assert err.count("first token after") == 1
 
