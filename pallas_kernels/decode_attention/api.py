@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention import config as configs
+from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout, cut, sizes
 from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import (
     Config,
     decode_attention_mosaic,
@@ -34,27 +35,28 @@ class _Options(TypedDict, total=False):
     logits_softcap: float | None
     softmax: Softmax
     phi: Array | None
+    kv_layout: KVLayout
     implementation: Implementation
     config: Config | None
 
 
 @overload
 def decode_attention(
-    query: Array, k_pages: Array, v_pages: Array, page_table: Array, lengths: Array,
+    query: Array, k_pages: Array, v_pages: Array, page_table: Array | None, lengths: Array,
     *, return_residual: Literal[False] = False, return_fallbacks: Literal[False] = False,
     **options: Unpack[_Options],
 ) -> Array: ...  # fmt: skip
 @overload
 def decode_attention(
-    query: Array, k_pages: Array, v_pages: Array, page_table: Array, lengths: Array,
+    query: Array, k_pages: Array, v_pages: Array, page_table: Array | None, lengths: Array,
     *, return_residual: bool = False, return_fallbacks: bool = False,
     **options: Unpack[_Options],
 ) -> tuple[Array, ...]: ...  # fmt: skip
 def decode_attention(
     query: Float[Array, "B T N H"],
-    k_pages: Float[Array, "P K p H"],
-    v_pages: Float[Array, "P K p H"],
-    page_table: Int[Array, "B M"],
+    k_pages: Float[Array, "_ _ _ H"],
+    v_pages: Float[Array, "_ _ _ H"],
+    page_table: Int[Array, "B M"] | None,
     lengths: Int[Array, "B"],
     *,
     scale: float | None = None,
@@ -62,6 +64,7 @@ def decode_attention(
     logits_softcap: float | None = None,
     softmax: Softmax = "auto",
     phi: Float[Array, "N"] | None = None,
+    kv_layout: KVLayout = "PKpH",
     return_residual: bool = False,
     return_fallbacks: bool = False,
     implementation: Implementation = None,
@@ -75,10 +78,12 @@ def decode_attention(
 
     Args:
         query: `[B, T, N, H]`, T = 1 … 8; float32, bfloat16 or float16.
-        k_pages: `[P, K, p, H]`, K divides N; the query's dtype.
-        v_pages: `[P, K, p, H]`.
+        k_pages: `[P, K, p, H]`, K divides N; the query's dtype. Or another order of axes, see
+            `kv_layout`; or, without `page_table`, contiguous keys `[B, S, K, H]`.
+        v_pages: As `k_pages`.
         page_table: `[B, M]` int32, pages of each row in order. Entries that `lengths` does not
-            reach are never read; those it does reach must be below P.
+            reach are never read; those it does reach must be below P. None: keys and values are
+            contiguous.
         lengths: `[B]` int32, 0 … M·p keys per row, the T query tokens included.
         scale: Factor on q·k; default 1/sqrt(H).
         local_window_size: Keys visible before a query's position (an int or `(left, right)`, as
@@ -91,6 +96,7 @@ def decode_attention(
         phi: `[N]` float32, φ of every query head for `"unified"`: near the largest logit that the
             head is expected to see (scale and soft cap included, natural). None: the largest logit
             of the first block of keys that a group of CTAs sees, which needs no calibration.
+        kv_layout: Order of the axes of pages: `"PKpH"`, `"PpKH"` or `"KPpH"`.
         return_residual: Also return the log-sum-exp of the logits.
         return_fallbacks: Also return how often the unified softmax had to fall back: pieces of
             a KV head's keys that were computed again, an int32 scalar.
@@ -124,7 +130,14 @@ def decode_attention(
     >>> decode_attention(jnp.ones((1, 1, 2, 8)), pages, pages, table, lengths).shape
     (1, 1, 2, 8)
     """
-    _check(query, k_pages, v_pages, page_table, lengths, logits_softcap)
+    if page_table is None:
+        _check_contiguous(query, k_pages, v_pages)
+        k_pages, page_table = cut(k_pages)
+        v_pages, _ = cut(v_pages)
+        kv_layout = "PpKH"
+    elif kv_layout not in get_args(KVLayout):
+        raise ValueError(f"kv_layout must be one of {get_args(KVLayout)}; got {kv_layout!r}")
+    _check(query, k_pages, v_pages, page_table, lengths, logits_softcap, kv_layout)
     left_window = _left_window(local_window_size)
     if scale is None:
         scale = query.shape[-1] ** -0.5
@@ -134,7 +147,7 @@ def decode_attention(
     call = functools.partial(
         _dispatch, query, k_pages, v_pages, page_table, lengths,
         scale=float(scale), left_window=left_window, logits_softcap=logits_softcap,
-        unified=unified, phi=phi if unified else None,
+        kv_layout=kv_layout, unified=unified, phi=phi if unified else None,
     )  # fmt: skip
     out, lse, fallbacks = call(implementation=implementation, config=config)
     results = [out, *[lse] * return_residual, *[fallbacks] * return_fallbacks]
@@ -148,12 +161,12 @@ def _dispatch(
     arrays = (query, k_pages, v_pages, page_table, lengths)
 
     def mosaic():
-        _check_mosaic(device, query, k_pages)
         B, T, N, _ = query.shape
-        K = k_pages.shape[1]
+        _, K, page_size = sizes(k_pages.shape, options["kv_layout"])
+        _check_mosaic(device, query, K, page_size)
         rows = tile_rows(segments=B * K, R=T * N // K)
         chosen = config or configs.heuristic_config(
-            device, rows=rows, head_dim=query.shape[3], page_size=k_pages.shape[2]
+            device, rows=rows, head_dim=query.shape[3], page_size=page_size
         )
         needed = chosen.smem_bytes(rows=rows, head_dim=query.shape[3])
         if needed > device.smem_bytes:
@@ -172,7 +185,7 @@ def _dispatch(
     return choose(_NAME, implementation, candidates, configs.PREFERRED)
 
 
-def _check_mosaic(device: DeviceSpec, query, k_pages) -> None:
+def _check_mosaic(device: DeviceSpec, query, K: int, page_size: int) -> None:
     """Raise NotSupported where the kernel cannot serve the call."""
     refuse = functools.partial(NotSupported, _NAME, "mosaic")
     if not device.is_hopper:
@@ -183,14 +196,30 @@ def _check_mosaic(device: DeviceSpec, query, k_pages) -> None:
         raise refuse(f"dtype {query.dtype}", "bfloat16, float16")
     if query.shape[3] not in (64, 128, 256):
         raise refuse(f"head_dim {query.shape[3]}", "64, 128, 256")
-    if k_pages.shape[2] not in (16, 32, 64, 128):
-        raise refuse(f"page_size {k_pages.shape[2]}", "16, 32, 64, 128")
-    rows = query.shape[1] * query.shape[2] // k_pages.shape[1]
+    if page_size not in (16, 32, 64, 128):
+        raise refuse(f"page_size {page_size}", "16, 32, 64, 128")
+    rows = query.shape[1] * query.shape[2] // K
     if rows > 64:
         raise refuse(f"{rows} query rows (T·N/K) per KV head", "at most 64")
 
 
-def _check(query, k_pages, v_pages, page_table, lengths, softcap) -> None:
+def _check_contiguous(query, key, value) -> None:
+    for name, array in (("key", key), ("value", value)):
+        if array.ndim != 4:
+            raise ValueError(
+                f"{name} must be [B, S, K, H] where there is no page_table; got shape {array.shape}"
+            )
+    if key.shape != value.shape:
+        raise ValueError(f"key and value must have one shape; got {key.shape} and {value.shape}")
+    if query.ndim == 4 and key.shape[0] != query.shape[0]:
+        raise ValueError(
+            f"query and key must have one row per request; got {query.shape} and {key.shape}"
+        )
+    if key.size == 0:
+        raise ValueError(f"key must not be empty; got shape {key.shape}")
+
+
+def _check(query, k_pages, v_pages, page_table, lengths, softcap, layout: KVLayout) -> None:
     ranks = {"query": (query, 4), "k_pages": (k_pages, 4), "v_pages": (v_pages, 4),
              "page_table": (page_table, 2), "lengths": (lengths, 1)}  # fmt: skip
     for name, (array, rank) in ranks.items():
@@ -210,10 +239,9 @@ def _check(query, k_pages, v_pages, page_table, lengths, softcap) -> None:
         )
     if k_pages.shape[3] != H:
         raise ValueError(f"head_dim of query and pages must agree; got {H} and {k_pages.shape[3]}")
-    if N % k_pages.shape[1]:
-        raise ValueError(
-            f"query heads must be a multiple of KV heads; got N={N} and K={k_pages.shape[1]}"
-        )
+    _, K, _ = sizes(k_pages.shape, layout)
+    if N % K:
+        raise ValueError(f"query heads must be a multiple of KV heads; got N={N} and K={K}")
     if page_table.shape[0] != B or lengths.shape[0] != B:
         raise ValueError(
             f"page_table and lengths must have one row per request (B={B}); "

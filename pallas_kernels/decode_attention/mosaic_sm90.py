@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.pallas_kernels.decode_attention.attend_sm90 import attend
+from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout, sizes
 from jaxinfer.pallas_kernels.decode_attention.merge_sm90 import merge_pieces
 from jaxinfer.pallas_kernels.decode_attention.plan import num_groups
 from jaxinfer.pallas_kernels.decode_attention.shape import Config, Shape, tile_rows
@@ -26,7 +27,15 @@ __all__ = ["Config", "decode_attention_mosaic", "tile_rows"]
 # Layers that call alike share one trace and one lowering.
 @functools.partial(
     jax.jit,
-    static_argnames=("scale", "left_window", "logits_softcap", "unified", "config", "num_sms"),
+    static_argnames=(
+        "scale",
+        "left_window",
+        "logits_softcap",
+        "unified",
+        "kv_layout",
+        "config",
+        "num_sms",
+    ),
 )
 def decode_attention_mosaic(
     query: jax.Array,
@@ -40,6 +49,7 @@ def decode_attention_mosaic(
     logits_softcap: float | None = None,
     unified: bool = False,
     phi: jax.Array | None = None,
+    kv_layout: KVLayout = "PKpH",
     config: Config,
     num_sms: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -50,10 +60,10 @@ def decode_attention_mosaic(
         of pieces that were computed again, int32.
     """
     B, T, N, H = query.shape
-    K, page_size = k_pages.shape[1:3]
+    _, K, page_size = sizes(k_pages.shape, kv_layout)
     softmax = "online" if not unified else "unified" if phi is None else "unified by phi"
     shape = Shape(
-        B=B, T=T, K=K, G=N // K, H=H, page_size=page_size, config=config,
+        B=B, T=T, K=K, G=N // K, H=H, page_size=page_size, kv_layout=kv_layout, config=config,
         groups=num_groups(num_ctas=num_sms * config.ctas_per_sm, num_kv_heads=K),
         scale=scale, left_window=left_window, softcap=logits_softcap, softmax=softmax,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.decode_attention.layout import tokens_at
 from jaxinfer.pallas_kernels.decode_attention.shape import Shape
 from jaxinfer.pallas_kernels.plgpu import pl
 
@@ -36,7 +37,9 @@ def copy_pages(shape: Shape, pages_gmem, tile_smem, ready, head, pages, valid) -
         wanted = valid - j * part
 
         def copy(size, page=page, slot=slot, j=j):
-            source = pages_gmem.at[page, head, pl.ds(slot, size)]
+            source = tokens_at(
+                pages_gmem, shape.kv_layout, page=page, head=head, tokens=pl.ds(slot, size)
+            )
             plgpu.copy_gmem_to_smem(source, tile_smem.at[pl.ds(j * part, size)], ready)
 
         pl.when(wanted <= 0)(functools.partial(plgpu.barrier_arrive, ready))

@@ -6,6 +6,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import lax
 
+from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout
 from jaxinfer.pallas_kernels.decode_attention.plan import Division
 
 Softmax = Literal["online", "unified", "unified by phi"]
@@ -72,6 +73,7 @@ class Shape:
     G: int
     H: int
     page_size: int
+    kv_layout: KVLayout
     config: Config
     groups: int
     scale: float

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.pallas_kernels.attention.pages import gather_pages
+from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout, as_ours
 
 
 def decode_attention_xla(
@@ -16,6 +17,7 @@ def decode_attention_xla(
     scale: float,
     left_window: int | None = None,
     logits_softcap: float | None = None,
+    kv_layout: KVLayout = "PKpH",
 ) -> tuple[jax.Array, jax.Array]:
     """Attend over gathered pages; shapes and meaning as in `api.decode_attention`.
 
@@ -25,6 +27,7 @@ def decode_attention_xla(
         Output `[B, T, N, H]` in the query's dtype and log-sum-exp `[B, T, N]` float32.
     """
     B, T, N, H = query.shape
+    k_pages, v_pages = as_ours(k_pages, kv_layout), as_ours(v_pages, kv_layout)
     K = k_pages.shape[1]
     keys, values = gather_pages(k_pages, page_table), gather_pages(v_pages, page_table)
     S = keys.shape[1]
