@@ -115,8 +115,9 @@ def test_the_adapter_means_what_jax_means(softcap, with_lengths):
     pages = [pages.transpose(OTHERS["KPpH"]).astype(jnp.float32) for pages in (k_pages, v_pages)]
     q, lengths = query[:, 0].astype(jnp.float32), lengths if with_lengths else None
     arrays = q, pages[0], pages[1], table, lengths
-    got = paged_attention(*arrays, attn_logits_soft_cap=softcap, block_h=16, k_splits=2)
-    want = theirs.paged_attention_reference(*arrays, attn_logits_soft_cap=softcap)
+    options = {"attn_logits_soft_cap": softcap, "pages_per_compute_block": 1, "k_splits": 1}
+    got = paged_attention(*arrays, **options)
+    want = theirs.paged_attention(*arrays, **options, interpret=True)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
