@@ -24,11 +24,11 @@ def attention_flash_attn3(
     starts_at_zero: bool,
     return_residual: bool,
     device: DeviceSpec,
-) -> tuple[jax.Array, None]:
+) -> tuple[jax.Array, jax.Array | None]:
     """Attend with FlashAttention-3; shapes and meaning as in `api.attention`.
 
     Raises:
-        NotSupported: no Hopper GPU, the package absent, lengths, offsets, soft cap or residual.
+        NotSupported: no Hopper GPU, the package absent, lengths, offsets or soft cap.
     """
     if not device.is_hopper:
         raise _refuse(f"device {device.name!r}", "Hopper GPUs")
@@ -38,8 +38,8 @@ def attention_flash_attn3(
         raise _refuse(f"dtype {query.dtype}", "bfloat16, float16")
     if query.shape[-1] not in (64, 128):  # its wheels are built without 256, and fail when run
         raise _refuse(f"head_dim {query.shape[-1]}", "64, 128")
-    if logits_softcap is not None or return_residual:
-        raise _refuse("logits_softcap or return_residual", "None and False")
+    if logits_softcap is not None:
+        raise _refuse(f"logits_softcap={logits_softcap}", "None")
     lengths = visibility.query_lengths is not None or visibility.key_lengths is not None
     if not starts_at_zero or lengths:
         raise _refuse("q_offset or lengths", "dense calls")
@@ -53,7 +53,14 @@ def attention_flash_attn3(
     window = tuple(-1 if side is None else side for side in (visibility.left, right))
     if visibility.left is None and visibility.is_causal:
         window = (-1, -1)
-    out = flash_mha(
-        query, key, value, softmax_scale=scale, is_causal=visibility.is_causal, window_size=window
-    )
-    return out, None
+    if not return_residual:
+        out = flash_mha(
+            query, key, value, softmax_scale=scale, is_causal=visibility.is_causal,
+            window_size=window,
+        )  # fmt: skip
+        return out, None
+    # The package exports only the function that is differentiable, and that drops the lse.
+    from flash_attn3_jax.flash import _flash_mha_fwd  # pyright: ignore[reportMissingImports]
+
+    out, lse = _flash_mha_fwd(query, key, value, scale, visibility.is_causal, window)
+    return out, lse.transpose(0, 2, 1)  # [B, N, T] there

@@ -40,6 +40,8 @@ def adapt(name, spec, arrays, *, device=H100, return_residual=False, **options):
         starts_at_zero=spec.q_offset is None, return_residual=return_residual, device=device,
         **options,
     )  # fmt: skip
+    if return_residual:
+        return out, lse
     assert lse is None
     return out
 
@@ -143,10 +145,7 @@ REFUSED = {
     "fa3 A100": ("flash_attn3", {}, {"device": A100}, "device 'NVIDIA A100'", "Hopper GPUs"),
     "fa3 dtype": ("flash_attn3", {"dtype": "float32"}, {}, "dtype float32", "bfloat16, float16"),
     "fa3 head_dim": ("flash_attn3", {"H": 256}, {}, "head_dim 256", "64, 128"),
-    "fa3 softcap": ("flash_attn3", {"logits_softcap": 5.0}, {}, "logits_softcap or return_residual",
-                    "None and False"),
-    "fa3 residual": ("flash_attn3", {}, {"return_residual": True},
-                     "logits_softcap or return_residual", "None and False"),
+    "fa3 softcap": ("flash_attn3", {"logits_softcap": 5.0}, {}, "logits_softcap=5.0", "None"),
     "fa3 offset": ("flash_attn3", {"q_offset": (0, 0)}, {}, "q_offset or lengths", "dense calls"),
     "fa3 lengths": ("flash_attn3", {"key_lengths": (1, 1)}, {}, "q_offset or lengths",
                     "dense calls"),
@@ -218,6 +217,22 @@ def test_flash_attn3_gets_what_the_call_means(monkeypatch, changes):
     assert_dtype_close(out, call_reference(spec, arrays)[0], spec.dtype)
 
 
+def test_flash_attn3_gives_the_residual(monkeypatch):
+    def forward(query, key, value, scale, is_causal, window):
+        assert (scale, is_causal, window) == (SMALL.H**-0.5, True, (-1, -1))
+        out, lse = call_reference(SMALL, (query, key, value))
+        return out.astype(query.dtype), lse.transpose(0, 2, 1)
+
+    install(monkeypatch, "flash_attn3_jax", flash_mha=flash_mha)
+    inner = types.SimpleNamespace(_flash_mha_fwd=forward)
+    monkeypatch.setitem(sys.modules, "flash_attn3_jax.flash", inner)
+    arrays = inputs(make_inputs, SMALL, 8)
+    out, lse = adapt("flash_attn3", SMALL, arrays, return_residual=True)
+    want_out, want_lse = call_reference(SMALL, arrays)
+    assert_dtype_close(out, want_out, SMALL.dtype)
+    same_bits(lse, want_lse)
+
+
 def tokamax_attention(
     query, key, value, *, scale, is_causal, key_value_seq_lengths, logits_soft_cap, implementation
 ):
@@ -283,7 +298,8 @@ def skip_if_refused(spec, implementation) -> None:
 def test_matches_reference_on_a_gpu(spec, implementation):
     spec = narrow(spec)
     skip_if_refused(spec, implementation)
-    check(spec, inputs(make_inputs, spec, 13), implementation, residual=False)
+    with_residual = implementation == "flash_attn3"
+    check(spec, inputs(make_inputs, spec, 13), implementation, residual=with_residual)
 
 
 @pytest.mark.gpu
