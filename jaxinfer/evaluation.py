@@ -198,6 +198,7 @@ def token_nll(
         max_len=-(-length // _PAGE) * _PAGE,
         page_size=_PAGE,
         dtype=model.embed[...].dtype,
+        parallel=model.parallel,
     )
     result = np.zeros((len(ids) - 1,), np.float32)
     for at in range(0, len(every), batch_size):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxinfer.engine.config import check_sizes
 from jaxinfer.engine.delivery import merge
@@ -49,6 +50,7 @@ class LLM:
         seed: int = 0,
         implementation: str | None = None,
         batch_invariant: bool = False,
+        mesh: str | Mesh | None = None,
         progress: Progress | None = None,
     ):
         """Load a model and set up its KV cache.
@@ -71,6 +73,9 @@ class LLM:
                 `pallas_kernels.force_implementation(name, op=…)`.
             batch_invariant: Compute in the same shapes whatever shares the batch, so that the
                 answer of a request that is never preempted is the same to the bit. Slower.
+            mesh: Devices that share the model, as in `"tensor=2"`: each has a part of the heads,
+                of the feed-forward, of the vocabulary and of the cache. Or a `jax.sharding.Mesh`
+                with the axis `tensor`. Default: one device, or those of a decoder that is divided.
             progress: Called with (what is fetched or read, units done, units in all).
 
         Raises:
@@ -78,8 +83,8 @@ class LLM:
             UnsupportedModelError: its architecture or quantisation is not implemented.
             DownloadError: it has to be fetched, and that failed.
             KVCacheFullError: no memory is left for the cache.
-            ValueError: a size, dtype or implementation that does not exist here, or a negative
-                seed.
+            ValueError: a size, dtype, mesh or implementation that does not exist here, or a
+                negative seed.
             TypeError: a model that is neither a name, a path nor a pair.
         """
         # Before anything is fetched or read.
@@ -90,7 +95,7 @@ class LLM:
             num_gpu_blocks_override=num_gpu_blocks_override, steps_per_sync=steps_per_sync,
             seed=seed,
         )  # fmt: skip
-        decoder, self.tokenizer = load_pair(model, dtype, implementation, progress)
+        decoder, self.tokenizer = load_pair(model, dtype, implementation, progress, mesh)
         if self.tokenizer is not None and self.tokenizer.vocab_size > decoder.config.vocab_size:
             raise ValueError(
                 f"tokenizer does not match the model: it has {self.tokenizer.vocab_size} tokens, "
@@ -109,7 +114,7 @@ class LLM:
             implementation=implementation,
             batch_invariant=batch_invariant,
         )
-        with room_for(sizes, decoder.config):
+        with room_for(sizes, decoder.part, decoder.devices):
             self.engine = Engine(decoder, self.tokenizer, sizes)
         self._inboxes: dict[str, deque[RequestOutput]] = {}
 

@@ -76,6 +76,16 @@ class Decoder(nnx.Module):
         self.final_norm = RMSNorm(weights("final_norm"), config.rms_norm_eps)
         self.lm_head = None if config.tie_embeddings else nnx.Param(weights("lm_head"))
 
+    @property
+    def part(self) -> DecoderConfig:
+        """The shape that each device computes: the whole, or `Parallel.local`."""
+        return self.config if self.parallel is None else self.parallel.local
+
+    @property
+    def devices(self) -> list[Any]:
+        """Those of this process that hold the model, or where one will be put by default."""
+        return jax.local_devices()[:1] if self.parallel is None else self.parallel.devices
+
     @classmethod
     def from_weights(
         cls,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     return {name: sizes.get(name, 1) for name in AXES}
 
 
-def make_mesh(mesh: str | Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(mesh: str | Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with the axes `data`, `seq` and `tensor`.
 
     Neighbours along `tensor`, which talk most, are neighbours in the list of devices, and so of one

@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from jaxinfer.cli.errors import UsageError
 from jaxinfer.cli.loading import load_weights, open_model
-from jaxinfer.cli.options import Dtype, Output
+from jaxinfer.cli.options import Dtype, Mesh, Output, check_mesh
 
 EXAMPLES = """
 jaxinfer eval perplexity default --text book.txt
@@ -49,6 +49,8 @@ class Eval(Output):
     """Use only the first tokens of the text."""
     dtype: Dtype = "auto"
     """Of weights and cache; auto: bfloat16 on a GPU, float32 on a CPU."""
+    mesh: Mesh = None
+    """Devices that share the model, as tensor=2; the axes data and seq are reserved."""
     json: bool = False
     """Print one JSON object."""
 
@@ -59,9 +61,10 @@ class Eval(Output):
 
         # Before anything is downloaded.
         check_sizes(self.window, self.stride, self.batch_size, self.max_tokens)
+        check_mesh(self.mesh)
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(self.model, reporter)
-        model = load_weights(checkpoint, self.dtype, reporter)
+        model = load_weights(checkpoint, self.dtype, reporter, self.mesh)
         with reporter.task("evaluate", unit="tokens") as progress:
             result = evaluate_perplexity(
                 model, tokenizer, text, window=self.window, stride=self.stride,

@@ -75,13 +75,16 @@ def keep_compiled() -> None:
                 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def load_weights(checkpoint: "Checkpoint", dtype: str, reporter: Reporter) -> "Decoder":
+def load_weights(
+    checkpoint: "Checkpoint", dtype: str, reporter: Reporter, mesh: str | None = None
+) -> "Decoder":
     """Read a model's weights.
 
     Args:
         checkpoint: From `open_model`.
         dtype: Name of a JAX dtype, or `"auto"`.
         reporter: Shows progress.
+        mesh: Sizes of its axes; None: one device.
     """
     import jax.numpy as jnp
 
@@ -90,7 +93,9 @@ def load_weights(checkpoint: "Checkpoint", dtype: str, reporter: Reporter) -> "D
 
     keep_compiled()
     with reporter.task("load", unit="weights") as progress:
-        return load_model(checkpoint, dtype=jnp.dtype(dtype_name(dtype)), progress=progress)
+        return load_model(
+            checkpoint, dtype=jnp.dtype(dtype_name(dtype)), progress=progress, mesh=mesh
+        )
 
 
 def start_engine(
@@ -99,13 +104,15 @@ def start_engine(
     """Read the weights and build an engine.
 
     Raises:
-        ValueError: an implementation that does not exist, or sizes that do not fit the model.
+        ValueError: an implementation or a mesh that does not exist, or sizes that do not fit the
+            model.
     """
     from jaxinfer.llm import LLM
-    from jaxinfer.loading import check_implementation, dtype_name
+    from jaxinfer.loading import check_implementation, dtype_name, part_of
 
-    check_implementation(options.implementation, checkpoint.config, dtype_name(options.dtype))
-    model = load_weights(checkpoint, options.dtype, reporter)
+    part = part_of(checkpoint.config, options.mesh)
+    check_implementation(options.implementation, part, dtype_name(options.dtype))
+    model = load_weights(checkpoint, options.dtype, reporter, options.mesh)
     return LLM(
         (model, tokenizer),
         max_model_len=options.max_model_len,

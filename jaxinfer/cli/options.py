@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+Mesh = Annotated[
+    str | None, arg(metavar="AXIS=SIZE,...", help_behavior_hint="(default: one device)")
+]
+
 _MODEL_DECIDES = "(default: the model's)"
 
 
@@ -56,13 +60,16 @@ class Model:
     ] = None
     """Make every op that has it use this implementation: xla, or cudnn on a GPU.
     The others serve some calls of a model only: in Python, force_implementation(NAME, op=OP)."""
+    mesh: Mesh = None
+    """Devices that share the model, as tensor=2; the axes data and seq are reserved."""
 
     def check(self) -> None:
-        """Refuse sizes that suit no model, before one is fetched.
+        """Refuse sizes that suit no model, and a mesh, before one is fetched.
 
         Raises:
             ValueError: the message names the size.
         """
+        check_mesh(self.mesh)
         from jaxinfer.engine.config import check_sizes
 
         check_sizes(
@@ -131,3 +138,15 @@ class Sampling:
             ignore_eos=self.ignore_eos,
             **fields,
         )
+
+
+def check_mesh(mesh: str | None) -> None:
+    """Refuse a mesh that cannot be made here, before a model is fetched.
+
+    Raises:
+        ValueError: the message says what is wrong with it.
+    """
+    if mesh is not None:
+        from jaxinfer.models.parallel.parallel import model_mesh  # with it comes JAX
+
+        model_mesh(mesh)

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -12,21 +13,24 @@ from jaxinfer.models.config import DecoderConfig
 
 
 @contextlib.contextmanager
-def room_for(sizes: EngineConfig, model: DecoderConfig) -> Iterator[None]:
+def room_for(
+    sizes: EngineConfig, model: DecoderConfig, devices: Sequence[Any] | None = None
+) -> Iterator[None]:
     """Make an engine inside; where its cache does not fit, the error names the option.
 
     What is hopeless is refused before: the list of free pages alone could take all memory.
 
     Args:
         sizes: Of the engine.
-        model: Its shape.
+        model: The shape that each device computes.
+        devices: Those that do; default: the one that arrays are put on by default.
 
     Raises:
         KVCacheFullError: the pages do not fit.
     """
     per_page = 2 * model.num_layers * sizes.page_size * model.num_kv_heads * model.head_dim
     needed = per_page * jax.numpy.dtype(sizes.dtype).itemsize * sizes.num_pages
-    there = _memory_bytes()
+    there = _memory_bytes(jax.local_devices()[:1] if devices is None else devices)
     known = "" if there is None else f", and {there / 1e9:.1f} GB are there"
     wrong = KVCacheFullError(
         f"a KV cache of {sizes.num_pages} pages of {sizes.page_size} tokens takes "
@@ -42,9 +46,14 @@ def room_for(sizes: EngineConfig, model: DecoderConfig) -> Iterator[None]:
         raise wrong from error
 
 
-def _memory_bytes() -> int | None:
-    """Free memory of the device, if it tells; of a CPU all, since others come and go there."""
+def _memory_bytes(devices: Sequence[Any]) -> int | None:
+    """Free memory of the fullest device, if all tell; a CPU's share of all, as others come and go.
+
+    Devices of a CPU are divisions of one memory.
+    """
     if jax.default_backend() == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+    stats = [device.memory_stats() or {} for device in devices]
+    if not all("bytes_limit" in known for known in stats):
+        return None
+    return min(known["bytes_limit"] - known["bytes_in_use"] for known in stats)

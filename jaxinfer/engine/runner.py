@@ -14,7 +14,7 @@ from jaxinfer.engine.buckets import Buckets, round_up
 from jaxinfer.engine.logprobs import prompt_logprobs
 from jaxinfer.engine.sampler import sample
 from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, sampling_arrays
-from jaxinfer.models.cache import PagedKVCache
+from jaxinfer.models.cache import PagedKVCache, empty_pages
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import forward
 from jaxinfer.pallas_kernels.dispatch import force_implementation
@@ -27,6 +27,9 @@ class Runner:
 
     Every call is dispatched without waiting for the device. The weights are flattened once, since
     walking a module tree takes longer than a small model's step.
+
+    Where the model is divided over devices, each has its part of every page, and all of the rest:
+    every device chooses the tokens, from the same scores by the same numbers.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class Runner:
             batch_invariant: Decode with an attention that treats every row by itself: the Mosaic
                 kernel cuts the keys of a row where the lengths of all rows say.
         """
-        self.config = model.config
+        self.config, self._parallel = model.config, model.parallel
         self._weights, self._structure = jax.tree.flatten(model)
         self._num_pages, self._page_size, self._dtype = num_pages, page_size, dtype
         self._buckets = buckets
@@ -65,13 +68,21 @@ class Runner:
         self._state: DecodeState | None = None
         self.programs = 0  # traced so far, that is, compiled
         self._decoders: set[tuple[int, int, SamplingFlags]] = set()  # rows, table width, flags
+        # What comes back goes in again, so it must not change its place.
+        pages, self._whole = None, None
+        if self._parallel is not None:
+            pages, self._whole = self._parallel.pages, self._parallel.replicated
         self._decode = jax.jit(
-            self._decode_step, static_argnames="flags", donate_argnames=("pages", "state")
+            self._decode_step,
+            static_argnames="flags",
+            donate_argnames=("pages", "state"),
+            out_shardings=(pages, self._whole, self._whole),
         )
         self._prefill = jax.jit(
             self._prefill_chunk,
             static_argnames=("flags", "fresh", "prompt_top"),
             donate_argnames="pages",
+            out_shardings=(pages, self._whole),
         )
 
     def reset_if_lost(self) -> None:
@@ -147,7 +158,7 @@ class Runner:
         }
         empty = [None] * (B - len(rows))
         sampling = self._sampling([*(row.row for row in rows), *empty], flags)
-        arrays, sampling = jax.device_put((arrays, sampling))
+        arrays, sampling = jax.device_put((arrays, sampling), self._whole)
         self._state = DecodeState(**arrays, sampling=SamplingState(**sampling))
 
     def set_tables(self, tables: Sequence[Sequence[int]]) -> None:
@@ -155,7 +166,8 @@ class Runner:
         assert self._state is not None, "set_rows comes first"
         rows = self._state.token.shape[0]
         table = self._table(tables, rows, self._buckets.decode_width)
-        self._state = dataclasses.replace(self._state, page_table=jax.device_put(table))
+        table = jax.device_put(table, self._whole)
+        self._state = dataclasses.replace(self._state, page_table=table)
 
     def has_decoder(self, rows: int, pages: int, *, flags: SamplingFlags) -> bool:
         """Whether a step is compiled for so many rows (a bucket) of at most so many pages."""
@@ -230,11 +242,11 @@ class Runner:
         return (cache.k_pages, cache.v_pages), result
 
     def _new_pages(self) -> Pages:
-        config = self.config
-        shape = (self._num_pages, config.num_kv_heads, self._page_size, config.head_dim)
-
         def pool() -> tuple[jax.Array, ...]:
-            return tuple(jnp.zeros(shape, self._dtype) for _ in range(config.num_layers))
+            return empty_pages(
+                self.config, num_pages=self._num_pages, page_size=self._page_size,
+                dtype=self._dtype, parallel=self._parallel,
+            )  # fmt: skip
 
         return pool(), pool()
 

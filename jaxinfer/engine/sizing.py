@@ -1,6 +1,7 @@
 """Sizes of an engine that fit the model and the device."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -70,11 +71,11 @@ def choose_sizes(
     pages = num_gpu_blocks_override
     if pages is None:
         wanted = rows * -(-length // block_size)
-        budget = _CPU_CACHE_BYTES
+        budget = _CPU_CACHE_BYTES // len(model.devices)
         if not on_cpu:
-            scratch = _scratch_bytes(config, rows=rows, tokens=tokens, length=length)
-            budget = _free_bytes(gpu_memory_utilization) - scratch
-        pages = min(wanted, budget // _page_bytes(config, block_size, dtype))
+            scratch = _scratch_bytes(model.part, rows=rows, tokens=tokens, length=length)
+            budget = _free_bytes(gpu_memory_utilization, model.devices) - scratch
+        pages = min(wanted, budget // _page_bytes(model.part, block_size, dtype))
         if pages < 1:
             raise KVCacheFullError(
                 f"no memory is left for the KV cache ({budget / 1e9:.1f} GB); "
@@ -95,7 +96,7 @@ def choose_sizes(
         batch_invariant=batch_invariant,
         full_tables=implementation is None
         and not batch_invariant
-        and reads_only_lengths(config, block_size, dtype),
+        and reads_only_lengths(model.part, block_size, dtype),
     )
 
 
@@ -137,11 +138,14 @@ def _scratch_bytes(config: DecoderConfig, *, rows: int, tokens: int, length: int
     return activations + scores + copied + 2 * tokens * length
 
 
-def _free_bytes(utilization: float) -> int:
-    """Memory that is left once weights are loaded."""
-    stats = jax.local_devices()[0].memory_stats()
-    if not stats or "bytes_limit" not in stats:
-        raise KVCacheFullError(
-            "this device does not tell how much memory it has; set num_gpu_blocks_override"
-        )
-    return int(stats["bytes_limit"] * utilization) - stats["bytes_in_use"]
+def _free_bytes(utilization: float, devices: Sequence[Any]) -> int:
+    """Memory that is left once weights are loaded, on the device with the least."""
+    left = []
+    for device in devices:
+        stats = device.memory_stats()
+        if not stats or "bytes_limit" not in stats:
+            raise KVCacheFullError(
+                "this device does not tell how much memory it has; set num_gpu_blocks_override"
+            )
+        left.append(int(stats["bytes_limit"] * utilization) - stats["bytes_in_use"])
+    return min(left)

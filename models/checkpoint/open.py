@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxinfer.models.checkpoint.base import Checkpoint
 from jaxinfer.models.checkpoint.gguf import GGUFCheckpoint
@@ -12,6 +13,7 @@ from jaxinfer.models.checkpoint.orbax import FILE as ORBAX_FILE
 from jaxinfer.models.checkpoint.orbax import OrbaxCheckpoint
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.errors import CheckpointError
+from jaxinfer.models.parallel.parallel import model_mesh
 from jaxinfer.models.progress import Progress
 
 
@@ -38,7 +40,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def load_model(
-    checkpoint: Checkpoint, *, dtype: Any = jnp.bfloat16, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    *,
+    dtype: Any = jnp.bfloat16,
+    progress: Progress | None = None,
+    mesh: str | Mesh | None = None,
 ) -> Decoder:
     """Build the decoder of a checkpoint, one weight at a time.
 
@@ -46,13 +52,16 @@ def load_model(
         checkpoint: From `open_checkpoint`.
         dtype: What the weights are converted to.
         progress: Called with (name, weights read, weights in all).
+        mesh: Divide the model over these devices, each of which is given its own parts only.
 
     Raises:
+        ValueError: a mesh that cannot be made, or that models are not divided over.
         CheckpointError: a weight is missing, damaged, or of the wrong shape.
     """
+    mesh = None if mesh is None else model_mesh(mesh)
     try:
         return Decoder.from_weights(
-            checkpoint.config, checkpoint.read, dtype=dtype, progress=progress
+            checkpoint.config, checkpoint.read, dtype=dtype, progress=progress, mesh=mesh
         )
     except CheckpointError:
         raise

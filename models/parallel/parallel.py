@@ -32,24 +32,19 @@ class Parallel:
 
         Args:
             config: The model's shape.
-            mesh: As in `sharding.mesh.make_mesh`.
-
-        Raises:
-            ValueError: as in `make_mesh`, or an axis along which models are not divided yet.
+            mesh: As in `model_mesh`, with the same errors.
         """
-        mesh = make_mesh(mesh)
-        for axis in (DATA, SEQ):
-            if mesh.shape[axis] > 1:
-                raise ValueError(
-                    f"models are divided along the mesh axis {TENSOR} only, not yet along {axis}; "
-                    f"got {axis}={mesh.shape[axis]}"
-                )
-        return cls(config, mesh)
+        return cls(config, model_mesh(mesh))
 
     @property
     def size(self) -> int:
         """Devices along `tensor`."""
         return self.mesh.shape[TENSOR]
+
+    @property
+    def devices(self) -> list[Any]:
+        """Those of this process."""
+        return list(self.mesh.local_devices)
 
     @property
     def heads(self) -> HeadDivision:
@@ -114,6 +109,25 @@ class Parallel:
             check_vma=False,
         )  # fmt: skip
         return mapped([leaf for _, leaf in arrays], *args)
+
+
+def model_mesh(mesh: str | Mesh) -> Mesh:
+    """A mesh that a model can be divided over.
+
+    Args:
+        mesh: As in `sharding.mesh.make_mesh`.
+
+    Raises:
+        ValueError: as in `make_mesh`, or an axis along which models are not divided yet.
+    """
+    mesh = make_mesh(mesh)
+    for axis in (DATA, SEQ):
+        if mesh.shape[axis] > 1:
+            raise ValueError(
+                f"models are divided along the mesh axis {TENSOR} only, not yet along {axis}; "
+                f"got {axis}={mesh.shape[axis]}"
+            )
+    return mesh
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -1,5 +1,7 @@
 """The paged cache as a pytree, and what it refuses."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,8 @@ CONFIG = DecoderConfig.tiny()
 
 
 def create(**fields) -> PagedKVCache:
-    return PagedKVCache.create(CONFIG, **({"batch_size": 3, "max_len": 40} | fields))
+    sizes: dict[str, Any] = {"batch_size": 3, "max_len": 40}
+    return PagedKVCache.create(CONFIG, **(sizes | fields))
 
 
 @pytest.mark.parametrize("page_size", PAGE_SIZES)
