@@ -1,8 +1,6 @@
-"""Time of a call on the device: the sum of its kernels, read by CUPTI, with a cold L2.
+"""Time of an implementation's calls on the device, each with a cold L2.
 
-Between calls a buffer of twice the L2 is read, so that no call finds its inputs in the cache.
-Gaps between a call's kernels are not counted; the end-to-end benchmarks count everything.
-On a CPU the wall clock is read.
+The end-to-end benchmarks count everything; `jaxinfer.pallas_kernels.timing` says what counts here.
 """
 
 import dataclasses
@@ -11,13 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bench.case import Arrays, Implementation
-from jaxinfer.pallas_kernels.device import current_device
-
-_FLUSH_BYTES = 1 << 27  # more than twice the L2 of an H100 or H200
+from jaxinfer.pallas_kernels.timing import call_times
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +42,7 @@ def time_calls(implementation: Implementation, inputs: Arrays, *, repeats: int) 
         result = jax.tree.map(np.array, result)
     caller = _Caller(compiled, implementation.renew, implementation.renew(inputs, raw))
     del raw, inputs
-    on_gpu = current_device().platform == "gpu"
-    times = _kernel_times(caller, repeats) if on_gpu else _wall_times(caller, repeats)
+    times = call_times(caller, repeats, flush=True)
     return Timing(times_us=times, compile_s=compile_s, result=result)
 
 
@@ -64,55 +58,3 @@ class _Caller:
         result = self.compiled(*self.inputs)
         self.inputs = self.renew(self.inputs, result)
         return result
-
-
-def _wall_times(call: _Caller, repeats: int) -> list[float]:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append((time.perf_counter() - start) * 1e6)
-    return times
-
-
-def _kernel_times(call: _Caller, repeats: int) -> list[float]:
-    """Per call, the sum of the times of its kernels, µs."""
-    buffer = jnp.ones((_FLUSH_BYTES,), jnp.int8)
-    flush = jax.jit(lambda x: x.astype(jnp.int32).sum()).lower(buffer).compile()
-
-    def calls(count: int) -> Any:
-        result = None
-        for _ in range(count):
-            flush(buffer)
-            result = call()
-        return result
-
-    jax.block_until_ready(calls(2))  # CUDA graphs are recorded after the first run
-    between = len(_kernels(lambda: flush(buffer)))
-
-    timings = _kernels(lambda: calls(repeats))
-    each, rest = divmod(len(timings), repeats)
-    if rest or each <= between:
-        raise RuntimeError(f"{len(timings)} kernels in {repeats} calls, {between} between calls")
-    groups = [timings[i * each : (i + 1) * each] for i in range(repeats)]
-    names = [[name for name, _ in group] for group in groups]
-    if any(other != names[0] for other in names):
-        raise RuntimeError("kernels ran in another order from call to call")
-    return [1e3 * sum(ms for _, ms in group[between:]) for group in groups]
-
-
-def _kernels(run: Callable[[], Any]) -> list[tuple[str, float]]:
-    """Names and times (ms) of the kernels that `run` starts, in order.
-
-    `run` returns the last result, which is waited for.
-    """
-    # What jax.experimental.mosaic.gpu.profiler is made of; that repeats one call only.
-    from jax._src.lib import mosaic_gpu
-
-    cupti: Any = mosaic_gpu._mosaic_gpu_ext  # pyright: ignore[reportPrivateImportUsage]
-    cupti._cupti_init()
-    try:
-        jax.block_until_ready(run())
-    finally:
-        timings = cupti._cupti_get_timings(True)
-    return timings

@@ -1,11 +1,9 @@
-"""The clock, on a CPU; and how kernels are summed, with made-up kernels."""
+"""An implementation and its clock, on a CPU."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import timing
 from bench.case import Implementation
 from bench.timing import time_calls
 from jaxinfer.pallas_kernels.device import CPU, use_device
@@ -60,43 +58,3 @@ def test_donation_without_renewal_fails_instead_of_timing_garbage():
 def test_what_counts_as_the_result_is_the_implementations_to_say():
     implementation = Implementation(call=lambda x: (x, x + 1), result=lambda pair: pair[1])
     assert float(time_calls(implementation, (jnp.float32(1),), repeats=1).result) == 2
-
-
-@pytest.fixture
-def kernels(monkeypatch):
-    """A clock that reads made-up kernels: for the read between calls, then for all calls."""
-    monkeypatch.setattr(timing, "_FLUSH_BYTES", 16)
-
-    def read(*answers):
-        left = list(answers)
-
-        def fake(run):
-            jax.block_until_ready(run())
-            return left.pop(0)
-
-        monkeypatch.setattr(timing, "_kernels", fake)
-        caller = timing._Caller(lambda: jnp.ones(()), lambda inputs, _: inputs, ())
-        return timing._kernel_times(caller, 2)
-
-    return read
-
-
-FLUSH = [("flush", 1.0)]
-
-
-def test_kernels_of_a_call_are_summed_without_those_between(kernels):
-    calls = [*FLUSH, ("a", 0.002), ("b", 0.003), *FLUSH, ("a", 0.004), ("b", 0.005)]
-    assert kernels(FLUSH, calls) == pytest.approx([5.0, 9.0])
-
-
-@pytest.mark.parametrize(
-    ("calls", "message"),
-    [
-        ([*FLUSH, ("a", 1.0), *FLUSH], "3 kernels in 2 calls"),
-        ([*FLUSH, *FLUSH], "2 kernels in 2 calls"),
-        ([*FLUSH, ("a", 1.0), *FLUSH, ("b", 1.0)], "another order"),
-    ],
-)
-def test_kernels_that_cannot_be_told_apart_are_an_error(kernels, calls, message):
-    with pytest.raises(RuntimeError, match=message):
-        kernels(FLUSH, calls)
