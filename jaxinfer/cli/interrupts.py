@@ -1,20 +1,21 @@
 """Ctrl-C: ends a start at once, and later becomes a KeyboardInterrupt that cannot get lost.
 
 An exception that is raised while modules are imported may come out as an ImportError or not at all,
-and one that is raised in a callback of the garbage collector is printed and forgotten.
+and one that is raised in a finaliser or a callback of the garbage collector goes to
+`sys.unraisablehook`, and that was all.
 """
 
 import _thread
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
 
 _AGAIN_S, _LONGEST_S = 0.02, 5.0
-_LOSING = frozenset({"_xla_gc_callback", "__del__", "_find_and_load"})  # the last one: an import
 
 
 @contextlib.contextmanager
@@ -27,17 +28,21 @@ def handled() -> Iterator[None]:
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
+    hook = sys.unraisablehook
     signal.signal(signal.SIGINT, _leave)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = hook
 
 
 def work_begins() -> None:
     """From here on there may be something to clean up: a download, a file, a bar on a terminal."""
     if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, _Interrupt())
+        interrupt = _Interrupt()
+        signal.signal(signal.SIGINT, interrupt)
+        sys.unraisablehook = interrupt.lost
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -47,31 +52,43 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 class _Interrupt:
-    """Raises KeyboardInterrupt, as soon as it would not be lost or that has taken too long."""
+    """Raises KeyboardInterrupt, and again where it was lost."""
 
     def __init__(self) -> None:
+        self._hook = sys.unraisablehook
         self._since: float | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Raise it, unless a module is being imported and that has not taken too long."""
         del number
         now = time.monotonic()
         self._since = now if self._since is None else self._since
-        if _would_be_lost(frame) and now - self._since < _LONGEST_S:
-            again = threading.Timer(_AGAIN_S, self._repeat)
-            again.daemon = True
-            again.start()
+        if _imports(frame) and now - self._since < _LONGEST_S:
+            self._repeat_soon()
         else:
             self._since = None
             raise KeyboardInterrupt
+
+    def lost(self, report: "sys.UnraisableHookArgs") -> None:
+        """Stands for `sys.unraisablehook`."""
+        if report.exc_type is KeyboardInterrupt:
+            self._repeat_soon()
+        else:
+            self._hook(report)
+
+    def _repeat_soon(self) -> None:
+        again = threading.Timer(_AGAIN_S, self._repeat)
+        again.daemon = True
+        again.start()
 
     def _repeat(self) -> None:
         if signal.getsignal(signal.SIGINT) is self:  # else the command has ended meanwhile
             _thread.interrupt_main()
 
 
-def _would_be_lost(frame: FrameType | None) -> bool:
+def _imports(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_name in _LOSING:
+        if frame.f_code.co_name == "_find_and_load":
             return True
         frame = frame.f_back
     return False

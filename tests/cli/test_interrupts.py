@@ -4,12 +4,13 @@ import gc
 import importlib
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
 from jaxinfer.cli import interrupts
-from tests.cli.command import REPOSITORY, command
+from tests.cli.command import REPOSITORY
 
 
 @pytest.fixture
@@ -28,13 +29,23 @@ def wait_for_it(seconds: float = 5) -> None:
         time.sleep(0.001)
 
 
+# What comes before the line is Python's own start, whose answer to Ctrl-C is Python's.
+_MAIN = (
+    "import sys; from jaxinfer.cli.main import main; "
+    "print('started', file=sys.stderr, flush=True); sys.exit(main())"
+)
+
+
 # While modules of ours are imported, JAX is, extensions are initialised, and a model is read.
-@pytest.mark.parametrize("wait", [0.15, 0.4, 0.6, 0.8, 1.0, 1.5])
+@pytest.mark.parametrize("wait", [0.05, 0.3, 0.5, 0.8, 1.1, 1.5])
 def test_at_the_start(tiny, wait):
+    arguments = ("generate", "Hello", "--model", tiny, "--max-tokens", "400", "--progress", "off")
     process = subprocess.Popen(
-        command("generate", "Hello", "--model", tiny, "--max-tokens", "400", "--progress", "off"),
+        [sys.executable, "-c", _MAIN, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
     )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline() == "started\n"
     time.sleep(wait)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -42,26 +53,49 @@ def test_at_the_start(tiny, wait):
     assert process.returncode == 130
 
 
-def test_one_that_a_callback_of_the_collector_would_swallow_comes_afterwards(working):
+def test_one_that_the_collector_swallows_comes_again(working):
+    """In a callback of it, as JAX has one, in a finaliser, or in several one after another."""
     seen = []
 
-    def _xla_gc_callback(*_):
+    def callback(*_):
         if not seen:
-            seen.append("collector")
+            seen.append("callback")
             signal.raise_signal(signal.SIGINT)
 
-    def collect():
+    class Finalised:
+        def __del__(self):
+            seen.append("finaliser")
+            signal.raise_signal(signal.SIGINT)
+
+    def work():
         gc.collect()
-        seen.append("afterwards")
+        Finalised()
+        seen.append("work")
         wait_for_it()
 
-    gc.callbacks.append(_xla_gc_callback)
+    gc.callbacks.append(callback)
     try:
         with pytest.raises(KeyboardInterrupt):
-            collect()
+            work()
     finally:
-        gc.callbacks.remove(_xla_gc_callback)
-    assert seen == ["collector", "afterwards"]
+        gc.callbacks.remove(callback)
+    assert seen[0] == "callback"
+
+
+def test_other_errors_of_finalisers_are_shown(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda report: shown.append(str(report.exc_value)))
+    before = sys.unraisablehook
+
+    class Finalised:
+        def __del__(self):
+            raise ValueError("mine")
+
+    with interrupts.handled():
+        interrupts.work_begins()
+        Finalised()
+    assert shown == ["mine"]
+    assert sys.unraisablehook is before
 
 
 def test_one_that_comes_during_an_import_comes_afterwards(working, tmp_path, monkeypatch):
