@@ -42,6 +42,18 @@ class Visibility:
             visible &= t[None, :, None] < self.query_lengths[:, None, None]
         return visible
 
+    def key_range(self, first: jax.Array, tokens: int, num_keys: int) -> tuple:
+        """Keys `[begin, end)` outside of which no query `first … first + tokens - 1` sees any."""
+        begin, end = jnp.int32(0), jnp.int32(num_keys)
+        right = 0 if self.is_causal else self.right
+        if right is not None:
+            end = jnp.minimum(end, jnp.max(self.q_offset) + first + tokens + right)
+        if self.key_lengths is not None:
+            end = jnp.minimum(end, jnp.max(self.key_lengths))
+        if self.left is not None:
+            begin = jnp.maximum(begin, jnp.min(self.q_offset) + first - self.left)
+        return begin, jnp.maximum(end, begin)
+
     def clear_padding(self, x: jax.Array) -> jax.Array:
         """Keys or values `[B, S, K, H]` with zeros past the lengths: a weight of 0 · NaN is NaN."""
         if self.key_lengths is None:

@@ -60,8 +60,9 @@ def _query_block(
     B, t, K, G, H = query.shape
     tokens = start + jnp.arange(t, dtype=jnp.int32)
 
-    def step(carry, first):
+    def step(block, carry):
         acc, total, peak = carry
+        first = block * k_block
         keys = lax.dynamic_slice_in_dim(key, first, k_block, axis=1)
         values = lax.dynamic_slice_in_dim(value, first, k_block, axis=1)
         index = first + jnp.arange(k_block, dtype=jnp.int32)
@@ -85,21 +86,29 @@ def _query_block(
             preferred_element_type=jnp.float32,
         )
         acc = acc * correction[..., None] + part
-        return (acc, total * correction + weights.sum(axis=-1), new_peak), None
+        return acc, total * correction + weights.sum(axis=-1), new_peak
 
     init = (
         jnp.zeros((B, K, G, t, H), jnp.float32),
         jnp.zeros((B, K, G, t), jnp.float32),
         jnp.full((B, K, G, t), -jnp.inf, jnp.float32),
     )
-    firsts = jnp.arange(0, key.shape[1], k_block, dtype=jnp.int32)
-    if len(firsts) == 1:
-        (acc, total, peak), _ = step(init, firsts[0])
+    if key.shape[1] == k_block:
+        acc, total, peak = step(jnp.int32(0), init)
     else:
-        (acc, total, peak), _ = lax.scan(step, init, firsts)
+        begin, end = visibility.key_range(start, t, num_keys)
+        blocks = begin // k_block, (end + k_block - 1) // k_block
+        zero = _zero_of(query, key, value)
+        acc, total, peak = lax.fori_loop(*blocks, step, tuple(x + zero for x in init))
     seen = total > 0
     out = acc / jnp.where(seen, total, 1.0)[..., None]
     safe_peak, safe_total = jnp.where(seen, peak, 0.0), jnp.where(seen, total, 1.0)
     lse = jnp.where(seen, safe_peak + jnp.log(safe_total), -jnp.inf)
     out = out.transpose(0, 3, 1, 2, 4).reshape(B, t, K * G, H)
     return out, lse.transpose(0, 3, 1, 2).reshape(B, t, K * G)
+
+
+def _zero_of(*arrays: jax.Array) -> jax.Array:
+    """0, but inside `shard_map` a value that may differ wherever one of the arrays may."""
+    is_zero = functools.reduce(jnp.logical_or, (array.ravel()[0] == 0 for array in arrays))
+    return jnp.where(is_zero, 0.0, 0.0).astype(jnp.float32)

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.attention.specs import SPECS, AttentionSpec, make_inputs
+from jaxinfer.pallas_kernels.attention.xla import K_BLOCK
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
 from tests.ops.attention.calls import check, xla, xla_residual
@@ -120,3 +122,17 @@ def test_lengths_do_not_recompile():
     for lengths in ([8, 3], [0, 1]):
         call(x, jnp.array(lengths))
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("offset", [0, 700])
+@pytest.mark.parametrize("window", [None, 300])
+def test_blocks_that_no_query_sees_are_not_computed(offset, window):
+    """NaN there would show."""
+    query, key, value = (normal(i, (1, size, 1, 8)) for i, size in enumerate((600, 4096, 4096)))
+    last = offset + 600
+    key, value = (x.at[:, K_BLOCK * -(-last // K_BLOCK) :].set(jnp.nan) for x in (key, value))
+    out = attention(
+        query, key, value, is_causal=True, q_offset=jnp.array([offset]), implementation="xla",
+        local_window_size=None if window is None else (window, 0),
+    )  # fmt: skip
+    assert np.isfinite(out).all()
