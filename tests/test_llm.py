@@ -292,7 +292,7 @@ class TestRefusals:
         ids=repr,
     )  # fmt: skip
     def test_prompts_of_a_wrong_type(self, made, prompts):
-        with pytest.raises(TypeError, match=r"must be (text, token ids|text or a list of token i)"):
+        with pytest.raises(TypeError, match=r"must be (text, token ids|a list of token ids)"):
             made.generate(prompts, GREEDY)
 
     @pytest.mark.usefixtures("unchecked")

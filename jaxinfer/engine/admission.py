@@ -107,7 +107,7 @@ class Admission:
 
 def _plain(prompt_token_ids: Sequence[int]) -> list[int]:
     wrong = TypeError(
-        f"a prompt must be text or a list of token ids (integers); got {prompt_token_ids!r:.80}"
+        f"a prompt must be a list of token ids (integers); got {prompt_token_ids!r:.80}"
     )
     # Python takes bytes for lists of integers, and truth values for 0 and 1; people mean neither.
     if isinstance(prompt_token_ids, bytes | bytearray | memoryview):
