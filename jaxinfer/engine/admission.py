@@ -106,17 +106,18 @@ class Admission:
 
 
 def _plain(prompt_token_ids: Sequence[int]) -> list[int]:
-    wrong = TypeError(
-        f"a prompt must be a list of token ids (integers); got {prompt_token_ids!r:.80}"
-    )
     # Python takes bytes for lists of integers, and truth values for 0 and 1; people mean neither.
     if isinstance(prompt_token_ids, bytes | bytearray | memoryview):
-        raise wrong
+        raise _no_tokens(prompt_token_ids)
     try:
         kinds = set(map(type, prompt_token_ids))
         ids = list(map(operator.index, prompt_token_ids))
     except TypeError:
-        raise wrong from None
+        raise _no_tokens(prompt_token_ids) from None
     if bool in kinds:
-        raise wrong
+        raise _no_tokens(prompt_token_ids)
     return ids
+
+
+def _no_tokens(prompt: object) -> TypeError:
+    return TypeError(f"a prompt must be a list of token ids (integers); got {prompt!r:.80}")
