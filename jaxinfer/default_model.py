@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxinfer.folders import cache_dir
 from jaxinfer.progress import Progress
 
 _BLOCK = 1 << 22
@@ -69,13 +70,6 @@ DEFAULT_MODEL = PackagedModel(
     size=98_362_432,
     wheel_size=92_871_040,
 )
-
-
-def cache_dir() -> Path:
-    """The user's cache folder: `$JAXINFER_CACHE`, else `jaxinfer` in `$XDG_CACHE_HOME`."""
-    if folder := os.environ.get("JAXINFER_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxinfer"
 
 
 def fetch_default_model(progress: Progress | None = None) -> Path:

@@ -1,33 +1,47 @@
-"""Measured choices, kept as JSON per device and op: `data/<device>/<op>.json`.
+"""Measured choices, kept as JSON per device and op: `<folder>/<device>/<op>.json`.
 
-A file is `{"format": 1, "command": "...", "entries": {key: {...}}}`. A missing file is normal
-(heuristics decide); a damaged file or entry is a warning that names it, then heuristics decide.
+Two folders are read: the user's (`folders.tuning_dir`), which `jaxinfer tune` writes, and `data` of
+this package. Where both have an entry for a key, the user's counts.
+
+A file is `{"format": 1, "command": "...", "entries": {key: {...}}}`. A missing file is normal; a
+damaged file or entry is a warning that names it. Then the other folder decides, and where it has
+nothing either, the op's heuristic.
 """
 
 import functools
 import json
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
+from jaxinfer.folders import tuning_dir
 from jaxinfer.pallas_kernels.device import DeviceSpec
 
 logger = logging.getLogger("jaxinfer")
 
 FORMAT = 1
 
-_ignored: set[tuple[str, str, str]] = set()
+_ignored: set[tuple[str, str]] = set()
+
+
+def files(op: str, device: DeviceSpec) -> list[Traversable]:
+    """Where entries of `op` for a device are looked for, in order; the files need not exist."""
+    folders: list[Traversable] = [resources.files("jaxinfer.pallas_kernels") / "data"]
+    if (mine := tuning_dir()) is not None:
+        folders.insert(0, mine)
+    return [folder / device.key / f"{op}.json" for folder in folders]
 
 
 @functools.cache
-def load(op: str, device_key: str) -> dict[str, dict[str, Any]]:
-    """Entries measured for `op` on a device, by key; empty if there are none."""
-    file = _file(op, device_key)
-    if not file.is_file():
-        return {}
+def load(file: Traversable) -> dict[str, dict[str, Any]]:
+    """Entries of a file by key; empty if there are none, or it is damaged, which is a warning."""
     try:
+        if not file.is_file():
+            return {}
         content = json.loads(file.read_text())
         if content["format"] != FORMAT:
             raise ValueError(f"format must be {FORMAT}; got {content['format']}")
@@ -37,13 +51,15 @@ def load(op: str, device_key: str) -> dict[str, dict[str, Any]]:
                 raise ValueError(f"entry {key!r} must be an object; got {entry!r}")
         return entries
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("ignoring tuning data %s (%s); heuristics decide", file, error)
+        logger.warning("ignoring tuning data %s (%s); others or the heuristic decide", file, error)
         return {}
 
 
-def lookup(op: str, device: DeviceSpec, key: str) -> dict[str, Any] | None:
-    """The measured entry for `key`, or None: then the op's heuristic decides."""
-    return load(op, device.key).get(key)
+def lookup(op: str, device: DeviceSpec, key: str) -> list[tuple[str, dict[str, Any]]]:
+    """Names of files and the entries that they have for `key`, the one that counts first."""
+    return [
+        (str(file), entries[key]) for file in files(op, device) if key in (entries := load(file))
+    ]
 
 
 def choice[T](
@@ -59,20 +75,49 @@ def choice[T](
         key: Name of the call's shape.
         parse: Raises KeyError, TypeError or ValueError for an entry that cannot be used.
     """
-    entry = lookup(op, device, key)
-    if entry is None:
-        return None
+    for file, entry in lookup(op, device, key):
+        try:
+            return parse(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            if (file, key) not in _ignored:
+                _ignored.add((file, key))
+                logger.warning(
+                    "ignoring entry %r of tuning data %s (%s: %s); others or the heuristic decide",
+                    key, file, type(error).__name__, error,
+                )  # fmt: skip
+    return None
+
+
+def save(
+    folder: Path,
+    op: str,
+    device: DeviceSpec,
+    entries: Mapping[str, Mapping[str, Any]],
+    command: str,
+) -> Path:
+    """Put entries into a folder's file, beside those of other keys; the file's path.
+
+    The file is replaced as a whole, so that an interrupted call leaves the old one.
+
+    Args:
+        folder: Where the file of every device and op has its place.
+        op: Name of the op.
+        device: What was measured.
+        entries: By key.
+        command: What measured them.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = folder / device.key / f"{op}.json"
+    load.cache_clear()  # another process may have added to it
+    content = {"format": FORMAT, "command": command, "entries": load(path) | dict(entries)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        return parse(entry)
-    except (KeyError, TypeError, ValueError) as error:
-        if (op, device.key, key) not in _ignored:
-            _ignored.add((op, device.key, key))
-            logger.warning(
-                "ignoring entry %r of tuning data %s (%s: %s); the heuristic decides",
-                key, _file(op, device.key), type(error).__name__, error,
-            )  # fmt: skip
-        return None
-
-
-def _file(op: str, device_key: str) -> Traversable:
-    return resources.files("jaxinfer.pallas_kernels") / "data" / device_key / f"{op}.json"
+        part.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    load.cache_clear()
+    return path

@@ -11,6 +11,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs an NVIDIA GPU; JAX sees none")
 
 
+@pytest.fixture(autouse=True)
+def nothing_tuned(monkeypatch):
+    """Whatever the user of this machine has measured, tests see the package's tuning data only."""
+    monkeypatch.setenv("JAXINFER_TUNING", "")
+
+
 @pytest.fixture
 def unchecked():
     """Turn shape annotations off: users run without them and see the function's own errors."""

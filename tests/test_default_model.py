@@ -186,17 +186,6 @@ def test_scratch_of_killed_processes_is_removed(index):
     assert leftovers() == [".download-young", "tiny.gguf"]
 
 
-def test_cache_dir(monkeypatch, tmp_path):
-    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
-    assert default_model.cache_dir() == tmp_path
-    monkeypatch.delenv("JAXINFER_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_model.cache_dir() == tmp_path / "jaxinfer"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_model.cache_dir() == tmp_path / ".cache" / "jaxinfer"
-
-
 def test_default_model_is_pinned():
     model = default_model.DEFAULT_MODEL
     assert "==" in model.requirement

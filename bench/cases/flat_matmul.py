@@ -7,16 +7,13 @@ from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported
 from jaxinfer.pallas_kernels.matmul import specs
 from jaxinfer.pallas_kernels.matmul.api import matmul
-from jaxinfer.pallas_kernels.matmul.config import deepest
+from jaxinfer.pallas_kernels.matmul.config import GRID, deepest
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
 from jaxinfer.pallas_kernels.matmul.specs import SPECS, MatmulSpec
 
-# Tilings that compete in tuning: (block_n, block_k, cluster) by name.
-TILINGS = {
-    f"mosaic-n{n}-k{k}-c{c}": (n, k, c)
-    for n, k, c in ((128, 64, 1), (128, 64, 2), (64, 128, 1), (64, 128, 2))
-}
+# Tilings that compete in tuning, by name: block_n, block_k, cluster.
+TILINGS = {f"mosaic-n{n}-k{k}-c{cluster}": (n, k, cluster) for n, k, cluster in GRID}
 
 
 def cases() -> list[OpCase]:
@@ -27,10 +24,10 @@ def cases() -> list[OpCase]:
 def tiling(spec: MatmulSpec, name: str) -> Config | None:
     """The tiling of a name in `TILINGS` for a spec, on this device."""
     block_n, block_k, cluster = TILINGS[name]
-    rows, banks = -(-spec.M // 8) * 8, 1 if spec.gate is None else 2
     return deepest(
-        current_device(), block_n=block_n, block_k=block_k, cluster=cluster, rows=rows, banks=banks
-    )
+        current_device(), block_n=block_n, block_k=block_k, cluster=cluster,
+        M=spec.M, gated=spec.gate is not None,
+    )  # fmt: skip
 
 
 def _case(spec: MatmulSpec) -> OpCase:

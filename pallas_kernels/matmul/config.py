@@ -8,7 +8,10 @@ from jaxinfer.pallas_kernels import tuning
 from jaxinfer.pallas_kernels.device import DeviceSpec
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 
-MAX_ROWS = 128
+BUCKETS = (1, 8, 16, 32, 64, 128)  # of M: measured at these, and each stands for those below it
+MAX_ROWS = BUCKETS[-1]
+# Tilings that compete in tuning: block_n, block_k, cluster. The heuristic's are among them.
+GRID = ((128, 64, 1), (128, 64, 2), (64, 128, 1), (64, 128, 2), (64, 64, 1))
 _IMPLEMENTATIONS = ("mosaic", "xla")
 _LARGE = 16 << 20  # bytes of a weight from which reading it, not launching, decides
 
@@ -28,7 +31,7 @@ class Choice:
 
 def key(*, M: int, K: int, N: int, gated: bool, transposed: bool) -> str:
     """Name of a product in tuning data; M in buckets, since neighbours behave alike."""
-    bucket = next(size for size in (1, 8, 16, 32, 64, 128) if size >= M)
+    bucket = next(size for size in BUCKETS if size >= M)
     words = [f"m{bucket} k{K} n{N}", *["gated"] * gated, *["transposed"] * transposed]
     return " ".join(words)
 
@@ -97,18 +100,34 @@ def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool)
     """
     banks = 2 if gated else 1
     out_n = N // banks
-    rows = -(-M // 8) * 8
     wide = out_n % 128 == 0 and (M <= 8 or out_n // 128 >= device.num_sms // 2)
     block_n = 128 if wide else 64
     block_k = 64 if wide or K % 128 else 128
     cluster = 2 if wide and M > 8 else 1
-    return deepest(
-        device, block_n=block_n, block_k=block_k, cluster=cluster, rows=rows, banks=banks
+    return deepest(device, block_n=block_n, block_k=block_k, cluster=cluster, M=M, gated=gated)
+
+
+def candidates(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> list[Config]:
+    """The tilings of `GRID` that a product allows, for tuning; empty if the kernel cannot do it.
+
+    Args:
+        device: What the call runs on.
+        M: Rows of x.
+        K: Depth.
+        N: Columns of the weight, both halves of a gated one.
+        gated: Whether the columns are pairs of gate and up.
+    """
+    out_n = N // 2 if gated else N
+    tilings = (
+        deepest(device, block_n=n, block_k=k, cluster=cluster, M=M, gated=gated)
+        for n, k, cluster in GRID
+        if out_n % n == 0 and K % k == 0
     )
+    return [tiling for tiling in tilings if tiling is not None]
 
 
 def deepest(
-    device: DeviceSpec, *, block_n: int, block_k: int, cluster: int, rows: int, banks: int
+    device: DeviceSpec, *, block_n: int, block_k: int, cluster: int, M: int, gated: bool
 ) -> Config | None:
     """The tiling with the deepest ring that fits, at most 12 stages; None if not even two do.
 
@@ -117,9 +136,10 @@ def deepest(
         block_n: As in `Config`.
         block_k: As in `Config`.
         cluster: As in `Config`.
-        rows: M, padded to a multiple of 8.
-        banks: Weights per column: 2 with a gate.
+        M: Rows of x.
+        gated: Whether there are two weights per column.
     """
+    rows, banks = -(-M // 8) * 8, 2 if gated else 1
     for stages in range(12, 1, -1):
         config = Config(block_n=block_n, block_k=block_k, stages=stages, cluster=cluster)
         if config.smem_bytes(rows=rows, banks=banks) <= device.smem_bytes:

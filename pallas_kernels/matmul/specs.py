@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.pallas_kernels.matmul.config import key as tuning_key
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate
 
 
@@ -46,6 +47,12 @@ class MatmulSpec:
         parts += ["transposed"] if self.transposed else []
         parts += [self.dtype] if self.dtype != "bfloat16" else []
         return " ".join(parts)
+
+    @property
+    def tuning_key(self) -> str:
+        """Name of the product in tuning data."""
+        gated = self.gate is not None
+        return tuning_key(M=self.M, K=self.K, N=self.N, gated=gated, transposed=self.transposed)
 
 
 def make_inputs(spec: MatmulSpec, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:

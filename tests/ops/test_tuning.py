@@ -1,4 +1,4 @@
-"""Measured choices: found, absent, damaged."""
+"""Measured choices: found, absent, damaged; of the package and of the user; and written."""
 
 import json
 import logging
@@ -13,15 +13,16 @@ GOOD = {"format": 1, "command": "python -m bench tune", "entries": {"b1": {"bloc
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    """Write the file of `op` for an H100."""
+    """Write the file of `op` for an H100: the package's, or the user's."""
     monkeypatch.setattr(tuning.resources, "files", lambda package: tmp_path)
     monkeypatch.setattr(tuning, "_ignored", set())
+    monkeypatch.setenv("JAXINFER_TUNING", str(tmp_path / "mine"))
     tuning.load.cache_clear()
-    folder = tmp_path / "data" / H100.key
-    folder.mkdir(parents=True)
 
-    def write(text: str | bytes):
-        file = folder / "op.json"
+    def write(text: str | bytes | dict, *, mine: bool = False):
+        file = tmp_path / ("mine" if mine else "data") / H100.key / "op.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(GOOD | {"entries": text}) if isinstance(text, dict) else text
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
         return file
 
@@ -30,13 +31,13 @@ def data(tmp_path, monkeypatch):
 
 
 def test_an_entry_is_found_by_key(data):
-    data(json.dumps(GOOD))
-    assert tuning.lookup("op", H100, "b1") == {"block": 64}
-    assert tuning.lookup("op", H100, "b2") is None
+    file = data(json.dumps(GOOD))
+    assert tuning.lookup("op", H100, "b1") == [(str(file), {"block": 64})]
+    assert tuning.lookup("op", H100, "b2") == []
 
 
 def test_a_missing_file_is_normal(data, caplog):
-    assert tuning.lookup("op", H100, "b1") is None
+    assert tuning.lookup("op", H100, "b1") == []
     assert not caplog.messages
 
 
@@ -57,16 +58,15 @@ DAMAGED = {
 @pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_file_is_a_warning_that_names_it(data, caplog, text):
     file = data(text)
-    assert tuning.lookup("op", H100, "b1") is None
-    assert tuning.lookup("op", H100, "b2") is None
+    assert tuning.lookup("op", H100, "b1") == []
+    assert tuning.lookup("op", H100, "b2") == []
     (record,) = caplog.records  # once, not for each call
     assert record.levelno == logging.WARNING
     assert str(file) in record.getMessage()
 
 
 def test_the_message_says_what_is_wrong(data, caplog):
-    data(json.dumps(GOOD | {"format": 2}))
-    tuning.load("op", H100.key)
+    tuning.load(data(json.dumps(GOOD | {"format": 2})))
     assert "format must be 1; got 2" in caplog.text
 
 
@@ -95,3 +95,64 @@ def test_errors_of_another_kind_are_not_swallowed(data):
     data(json.dumps(GOOD))
     with pytest.raises(ZeroDivisionError):
         tuning.choice("op", H100, "b1", lambda entry: 1 // 0)
+
+
+def test_entries_of_the_user_count_first(data):
+    data({"b1": {"block": 64}, "b2": {"block": 128}})
+    data({"b1": {"block": 2}, "b3": {"block": 4}}, mine=True)
+    assert [tuning.choice("op", H100, key, parse) for key in ("b1", "b2", "b3")] == [1, 64, 2]
+
+
+def test_without_a_folder_of_the_user_the_package_decides(data, monkeypatch):
+    data({"b1": {"block": 64}})
+    data({"b1": {"block": 2}}, mine=True)
+    monkeypatch.setenv("JAXINFER_TUNING", "")
+    assert tuning.choice("op", H100, "b1", parse) == 32
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED)
+def test_where_the_users_file_is_damaged_the_packages_decides(data, caplog, text):
+    data({"b1": {"block": 64}})
+    file = data(text, mine=True)
+    assert tuning.choice("op", H100, "b1", parse) == 32
+    (record,) = caplog.records
+    assert str(file) in record.getMessage()
+
+
+def test_where_an_entry_of_the_user_is_damaged_the_packages_decides(data, caplog):
+    data({"b1": {"block": 64}})
+    file = data({"b1": {"block": "x"}}, mine=True)
+    assert tuning.choice("op", H100, "b1", parse) == 32
+    (record,) = caplog.records
+    assert str(file) in record.getMessage()
+
+
+def test_what_is_saved_is_found_beside_what_was_there(data, tmp_path):
+    file = data({"b1": {"block": 64}, "b2": {"block": 128}}, mine=True)
+    assert tuning.choice("op", H100, "b1", parse) == 32
+    saved = tuning.save(tmp_path / "mine", "op", H100, {"b1": {"block": 4}}, "jaxinfer tune x")
+    assert saved == file
+    assert [tuning.choice("op", H100, key, parse) for key in ("b1", "b2")] == [2, 64]
+    assert json.loads(file.read_text())["command"] == "jaxinfer tune x"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_an_interrupted_write_leaves_the_old_file(data, tmp_path, monkeypatch):
+    file = data({"b1": {"block": 64}}, mine=True)
+    before = file.read_bytes()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tuning.save(tmp_path / "mine", "op", H100, {"b1": {"block": 4}}, "")
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_damaged_file_is_replaced_with_a_warning(data, tmp_path, caplog):
+    file = data("{", mine=True)
+    tuning.save(tmp_path / "mine", "op", H100, {"b1": {"block": 4}}, "")
+    assert str(file) in caplog.text
+    assert tuning.choice("op", H100, "b1", parse) == 2

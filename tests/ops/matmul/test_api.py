@@ -89,7 +89,7 @@ def chosen(M, K, N, device=H100) -> str:
 
 
 def test_without_a_measurement_the_heuristic_decides(monkeypatch):
-    monkeypatch.setattr(tuning, "lookup", lambda *_: None)
+    monkeypatch.setattr(tuning, "lookup", lambda *_: [])
     assert chosen(64, 4096, 4096) == "mosaic"
     assert chosen(8, 4096, 4096) == "xla"  # XLA reads as fast
     assert chosen(64, 128, 128) == "xla"  # launching takes longer than reading
@@ -104,7 +104,7 @@ def test_a_measurement_overrules_the_heuristic(monkeypatch, name):
 
     def lookup(op, device, key):
         asked.append((op, device.key, key))
-        return {"implementation": name, "config": tiling}
+        return [("file", {"implementation": name, "config": tiling})]
 
     monkeypatch.setattr(tuning, "lookup", lookup)
     options = {"M": 40, "K": 128, "N": 128, "gated": True, "transposed": False}
@@ -130,16 +130,16 @@ DAMAGED = {
 @pytest.mark.parametrize("entry", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_measurement_leaves_the_heuristic(monkeypatch, caplog, entry):
     options = {"M": 64, "K": 4096, "N": 8192, "gated": True, "transposed": False}
-    monkeypatch.setattr(tuning, "lookup", lambda *_: None)
+    monkeypatch.setattr(tuning, "lookup", lambda *_: [])
     want = configs.choose_config(H100, **options)
-    monkeypatch.setattr(tuning, "lookup", lambda *_: entry)
+    monkeypatch.setattr(tuning, "lookup", lambda *_: [("nvidia/matmul.json", entry)])
     monkeypatch.setattr(tuning, "_ignored", set())
     for _ in range(2):
         assert configs.choose_config(H100, **options) == want
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert "entry 'm64 k4096 n8192 gated'" in record.getMessage()
-    assert "nvidia_h100_80gb_hbm3" in record.getMessage()
+    assert "nvidia/matmul.json" in record.getMessage()
 
 
 def test_a_tiling_that_does_not_fit_is_refused_by_name(h100):
