@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, cast
 import tyro
 from tyro.conf import subcommand
 
-from jaxinfer.cli import chat, convert, errors, eval, generate, info
+from jaxinfer.cli import calibrate, chat, convert, errors, eval, generate, info
 
 PROG = "jaxinfer"
 DESCRIPTION = """Fast large-language-model inference from JAX.
@@ -25,6 +25,7 @@ _MODULES: dict[type, Any] = {
     generate.Generate: generate,
     chat.Chat: chat,
     eval.Eval: eval,
+    calibrate.Calibrate: calibrate,
     info.Info: info,
     convert.Convert: convert,
 }

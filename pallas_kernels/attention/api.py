@@ -16,6 +16,7 @@ from jaxinfer.pallas_kernels.attention.tokamax import attention_tokamax
 from jaxinfer.pallas_kernels.attention.xla import attention_xla
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, choose
+from jaxinfer.pallas_kernels.observe import notify
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
@@ -120,6 +121,7 @@ def attention(
     arrays = (query, key, value, visibility)
     options = {"logits_softcap": logits_softcap}
     options["scale"] = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    notify("attention", query=query, key=key, visibility=visibility, **options)
     device = current_device()
     extra = {
         "starts_at_zero": starts_at_zero,

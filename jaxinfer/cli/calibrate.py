@@ -1,0 +1,90 @@
+"""`jaxinfer calibrate`: what a model's numbers look like on a text."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from jaxinfer.cli.errors import UsageError
+from jaxinfer.cli.eval import read_text
+from jaxinfer.cli.loading import load_weights, open_model
+from jaxinfer.cli.options import Dtype, Output
+
+if TYPE_CHECKING:
+    from jaxinfer.calibration import SoftmaxCalibration
+
+EXAMPLES = """
+jaxinfer calibrate softmax default --text book.txt
+jaxinfer calibrate softmax model.gguf --text book.txt --out model-softmax.json
+jaxinfer calibrate softmax default --text book.txt --max-tokens 4096 --json
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calibrate(Output):
+    """Note where the attention logits of every layer and head lie, in a file.
+
+    Decode attention may then use one softmax reference per head instead of a running maximum. Heads
+    whose logits range too widely are named, and their layers keep the running maximum.
+    """
+
+    task: Positional[Literal["softmax"]]
+    """What to calibrate."""
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """GGUF file, model directory, Hugging Face Hub id, or "default"."""
+    text: Annotated[str, arg(metavar="FILE")]
+    """UTF-8 text like what the model will see; - reads standard input."""
+    out: Annotated[Path, arg(metavar="FILE")] = Path("softmax.json")
+    """Where the result goes; a file that is there is replaced."""
+    window: int = 512
+    """Tokens that attend to each other."""
+    max_tokens: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint="(default: the whole text)")
+    ] = None
+    """Use only the first tokens of the text."""
+    dtype: Dtype = "auto"
+    """Of weights and cache; auto: bfloat16 on a GPU, float32 on a CPU."""
+    json: bool = False
+    """Print the result as JSON too."""
+
+    def run(self) -> int:
+        """Do it; the exit code."""
+        text = read_text(self.text)
+        if self.window < 1 or (self.max_tokens is not None and self.max_tokens < 1):
+            raise UsageError("--window and --max-tokens must be positive")
+        if not self.out.parent.is_dir():
+            raise UsageError(f"{self.out.parent} is not a folder")
+        from jaxinfer.calibration import calibrate_softmax
+
+        reporter = self.reporter()
+        checkpoint, tokenizer = open_model(self.model, reporter)
+        model = load_weights(checkpoint, self.dtype, reporter)
+        with reporter.task("calibrate", unit="tokens") as progress:
+            found = calibrate_softmax(
+                model, tokenizer.encode(text), name=checkpoint.path, window=self.window,
+                max_tokens=self.max_tokens, progress=progress,
+            )  # fmt: skip
+        found.save(self.out)
+        if self.json:
+            print(json.dumps(dataclasses.asdict(found)))
+            return 0
+        print("\n".join(table(found)))
+        print(f"{found.tokens} tokens; written to {self.out}")
+        return 0
+
+
+def table(found: "SoftmaxCalibration") -> list[str]:
+    """A line per layer, and the verdict."""
+    lines = ["layer      logits            largest of a row  inside   verdict"]
+    for i, layer in enumerate(found.layers):
+        wide = ", ".join(map(str, layer.wide_heads))
+        verdict = f"online: heads {wide} range too widely" if wide else "unified"
+        lines.append(
+            f"{i:5d}  {min(layer.low):7.1f} … {max(layer.high):7.1f}"
+            f"  {min(layer.row_low):7.1f} … {max(layer.row_high):7.1f}"
+            f"  {min(layer.inside):6.2%}  {verdict}"
+        )
+    fitting = sum(not layer.wide_heads for layer in found.layers)
+    return [*lines, f"one reference per head serves {fitting} of {len(found.layers)} layers"]

@@ -1,0 +1,180 @@
+"""Ranges of attention logits, found while a model runs."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer.calibration import SAFE, LayerSoftmax, SoftmaxCalibration, calibrate_softmax
+from jaxinfer.cli.calibrate import table
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.pallas_kernels.attention.api import attention
+from jaxinfer.pallas_kernels.observe import observe
+from tests.cli.command import run, write_tiny_model
+from tests.ops.cases import normal
+
+IDS = np.random.default_rng(0).integers(0, 256, 100)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Decoder(DecoderConfig.tiny(), dtype=jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    return calibrate_softmax(model, IDS, name="tiny", window=32)
+
+
+def wide(model, factor: float):
+    """The model with larger queries in layer 1."""
+    config = model.config
+    model = jax.tree.map(lambda x: x, model)
+    weight = model.layers[1].attention.qkv_proj
+    columns = jnp.arange(weight[...].shape[1]) < config.num_heads * config.head_dim
+    weight[...] = weight[...] * jnp.where(columns, factor, 1.0)
+    return model
+
+
+def test_what_an_op_is_called_with_can_be_seen():
+    seen = []
+    arrays = [normal(i, (1, 5, 2, 8)) for i in range(3)]
+    with observe("attention", lambda **call: seen.append(call)):
+        attention(*arrays, is_causal=True, scale=0.5, implementation="xla")
+        with observe("another", lambda **call: seen.append(None)):
+            attention(*arrays, implementation="xla")
+    attention(*arrays, implementation="xla")
+    assert [call["scale"] for call in seen] == [0.5, 8**-0.5]
+    assert seen[0]["query"] is arrays[0]
+    assert seen[0]["visibility"].is_causal
+
+
+def test_extremes_are_those_of_the_logits(model, found):
+    """Against every query and key of every window, one by one."""
+    calls = []
+
+    def forward_once(tokens):
+        from jaxinfer.models.cache import PagedKVCache
+        from jaxinfer.models.functions import forward
+
+        cache = PagedKVCache.create(model.config, batch_size=1, max_len=64, dtype=jnp.float32)
+        forward(model, tokens, cache, fresh=True)
+
+    with observe("attention", lambda **call: calls.append(call)):
+        for begin in (0, 32, 64):
+            forward_once(jnp.asarray(IDS[None, begin : begin + 32], jnp.int32))
+    assert (found.tokens, found.window, len(found.layers)) == (96, 32, 2)
+    for number, layer in enumerate(found.layers):
+        group = model.config.num_heads // model.config.num_kv_heads
+        for head in range(model.config.num_heads):
+            logits, peaks = [], []
+            for call in calls[number::2]:
+                q = np.asarray(call["query"], np.float64)[0, :, head]
+                k = np.asarray(call["key"], np.float64)[0, :, head // group]
+                rows = [(q[t] @ k[: t + 1].T) * call["scale"] for t in range(32)]
+                logits += [x for row in rows for x in row]
+                peaks += [row.max() for row in rows]
+            got = [getattr(layer, name)[head] for name in ("low", "high", "row_low", "row_high")]
+            np.testing.assert_allclose(
+                got, [min(logits), max(logits), min(peaks), max(peaks)], atol=1e-4
+            )
+            assert layer.phi[head] == pytest.approx((min(peaks) + max(peaks)) / 2, abs=1e-4)
+            assert layer.inside[head] == 1.0
+    assert all(layer.wide_heads == () for layer in found.layers)
+
+
+def test_heads_that_range_too_widely_are_named(model):
+    layer = calibrate_softmax(wide(model, 3000.0), IDS, name="wide", window=32).layers[1]
+    assert layer.wide_heads
+    assert min(layer.inside) < 0.9
+    for head in layer.wide_heads:
+        assert layer.row_high[head] - layer.row_low[head] > 2 * SAFE
+
+
+def test_a_text_shorter_than_the_window(model):
+    found = calibrate_softmax(model, IDS[:5], name="short", window=512)
+    assert (found.tokens, found.window) == (5, 5)
+
+
+def test_progress_and_most_tokens(model):
+    told = []
+    calibrate_softmax(
+        model, IDS, name="", window=16, max_tokens=50, progress=lambda *args: told.append(args)
+    )
+    assert told == [("calibrate", n, 48) for n in (16, 32, 48)]
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "message"),
+    [
+        ([], {}, "at least one token"),
+        (IDS, {"window": 0}, "window must be 1 to 512 tokens; got 0"),
+        (IDS, {"window": 513}, "window must be 1 to 512 tokens; got 513"),
+    ],
+)
+def test_bad_arguments(model, ids, options, message):
+    with pytest.raises(ValueError, match=message):
+        calibrate_softmax(model, ids, name="", **options)
+
+
+def test_logits_that_are_not_finite_are_refused(model):
+    with pytest.raises(ValueError, match="not finite"):
+        calibrate_softmax(wide(model, float("inf")), IDS, name="", window=16)
+
+
+def test_a_file_holds_all_of_it(found, tmp_path):
+    found.save(tmp_path / "softmax.json")
+    assert SoftmaxCalibration.load(tmp_path / "softmax.json") == found
+    assert [path.name for path in tmp_path.iterdir()] == ["softmax.json"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "layers": [{}]}'])
+def test_other_files_are_refused(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"other.json is not a softmax calibration"):
+        SoftmaxCalibration.load(path)
+
+
+def test_the_table_names_wide_heads(found):
+    one = LayerSoftmax(phi=(0.0, 0.0), low=(-3.0, -900.0), high=(2.0, 363.0), row_low=(0.0, -9.0),
+                       row_high=(2.0, 363.0), inside=(1.0, 0.25))  # fmt: skip
+    lines = table(dataclasses.replace(found, layers=(found.layers[0], one)))
+    assert lines[1].endswith("unified")
+    assert "-900.0 …   363.0" in lines[2]
+    assert lines[2].endswith("25.00%  online: heads 1 range too widely")
+    assert lines[3] == "one reference per head serves 1 of 2 layers"
+
+
+def test_the_command(tmp_path):
+    model = write_tiny_model(tmp_path / "model")
+    text, out = tmp_path / "text.txt", tmp_path / "out.json"
+    text.write_text("How vexingly quick daft zebras jump! " * 20)
+    done = run("calibrate", "softmax", str(model), "--text", str(text), "--out", str(out),
+               "--window", "64", "--max-tokens", "200")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "one reference per head serves 2 of 2 layers" in done.stdout
+    assert "calibrate: 192 tokens" in done.stderr
+    assert SoftmaxCalibration.load(out).tokens == 192
+    done = run("calibrate", "softmax", str(model), "--text", str(text), "--out", str(out), "--json")
+    assert len(json.loads(done.stdout)["layers"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--window", "0"), "--window and --max-tokens must be positive"),
+        (("--max-tokens", "-1"), "--window and --max-tokens must be positive"),
+        (("--out", "no/such/folder/x.json"), "no/such/folder is not a folder"),
+        (("--text", "missing.txt"), "cannot read missing.txt: No such file"),
+    ],
+)
+def test_bad_input_of_the_command(options, message):
+    text = () if "--text" in options else ("--text", "LICENSE")
+    done = run("calibrate", "softmax", "default", *text, *options)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
