@@ -69,8 +69,7 @@ class LLM:
                 comes in pieces of this many tokens.
             seed: For requests without their own; 0 or more.
             implementation: Use this implementation of every op that has it: `"xla"`, or on a GPU
-                `"cudnn"`. The others serve some calls of a model only: name them for one op with
-                `pallas_kernels.force_implementation(name, op=…)`.
+                `"cudnn"`. Or of single ops, as in `"matmul=xla,decode_attention=xla"`.
             batch_invariant: Compute in the same shapes whatever shares the batch, so that the
                 answer of a request that is never preempted is the same to the bit. Slower.
             mesh: Devices that share the model, as in `"tensor=2"`: each has a part of the heads,

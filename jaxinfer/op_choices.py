@@ -12,7 +12,7 @@ from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.pallas_kernels.device import DeviceSpec, current_device, use_device
-from jaxinfer.pallas_kernels.dispatch import Verdict, explain
+from jaxinfer.pallas_kernels.dispatch import Verdict, explain, parse_forced
 
 _ROWS, _TOKENS, _CONTEXT = 8, 512, 4096
 
@@ -70,31 +70,43 @@ def op_choices(config: DecoderConfig, device: DeviceSpec, dtype: Any) -> list[Op
 
 
 def check_implementation(name: str, config: DecoderConfig, dtype: Any) -> None:
-    """Raise unless some op of a model has an implementation and it can serve all its calls here.
+    """Raise unless the ops of a model have an implementation and it can serve here.
 
-    An op that lacks it keeps its own choice, so a misspelt name would go unnoticed. Only `xla`, and
-    `cudnn` on a GPU, serve all calls: prefill has more tokens than `mosaic` takes in a product, and
-    lengths and offsets, which `flash_attn3` and `tokamax` refuse.
+    An op that lacks one meant for all keeps its own choice, so a misspelt name would go unnoticed.
+    Only `xla`, and `cudnn` on a GPU, serve all calls: prefill has more tokens than `mosaic` takes
+    in a product, and lengths and offsets, which `flash_attn3` and `tokamax` refuse.
+
+    Args:
+        name: As for `dispatch.parse_forced`.
+        config: The model's shape.
+        dtype: Of weights and cache.
 
     Raises:
         ValueError: no op has it, or one that has it cannot use it; the message says why.
     """
-    _check(name, config, jnp.dtype(dtype), current_device())
+    for implementation, op in parse_forced(name):
+        _check(implementation, op, config, jnp.dtype(dtype), current_device())
 
 
 # The command line checks before weights are read, and `LLM` for everybody: traced once.
 @functools.lru_cache
-def _check(name: str, config: DecoderConfig, dtype: Any, device: DeviceSpec) -> None:
-    verdicts = [v for c in op_choices(config, device, dtype) for v in c.verdicts]
+def _check(
+    name: str, op: str | None, config: DecoderConfig, dtype: Any, device: DeviceSpec
+) -> None:
+    choices = op_choices(config, device, dtype)
+    ops = sorted({choice.op for choice in choices})
+    if op is not None and op not in ops:
+        raise ValueError(f"implementation must name one of the ops {', '.join(ops)}; got {op!r}")
+    verdicts = [v for c in choices if op in (None, c.op) for v in c.verdicts]
     known = sorted({verdict.implementation for verdict in verdicts})
     if name not in known:
-        raise ValueError(f"implementation must be one of {', '.join(known)}; got {name!r}")
+        of = "implementation" if op is None else f"implementation of {op}"
+        raise ValueError(f"{of} must be one of {', '.join(known)}; got {name!r}")
     for verdict in verdicts:
         if verdict.implementation == name and verdict.reason:
             raise ValueError(
                 f"implementation {name!r} cannot serve a whole model here: {verdict.reason}; force "
-                f"'xla', on a GPU also 'cudnn', or this one for one op with "
-                f"force_implementation({name!r}, op=…)"
+                f"'xla', on a GPU also 'cudnn', or single ops as in 'matmul=xla'"
             )
 
 

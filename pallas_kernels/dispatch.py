@@ -94,6 +94,43 @@ def force_implementation(implementation: str, *, op: str | None = None) -> Itera
         _forced.pop()
 
 
+Forced = tuple[tuple[str, str | None], ...]  # implementations, and the op of each (None: all)
+
+
+def parse_forced(text: str | None) -> Forced:
+    """What to force, out of one text: an implementation for every op, or some for named ops.
+
+    Args:
+        text: `"xla"`, or `"matmul=xla,decode_attention=xla"`; None: nothing.
+
+    Raises:
+        ValueError: a name is missing.
+
+    >>> parse_forced("cudnn"), parse_forced("matmul=xla,attention=cudnn")
+    ((('cudnn', None),), (('xla', 'matmul'), ('cudnn', 'attention')))
+    """
+    if text is None:
+        return ()
+    forced: list[tuple[str, str | None]] = []
+    for part in text.split(","):
+        op, has_op, name = part.strip().rpartition("=")
+        if not name or (has_op and not op):
+            raise ValueError(
+                f"implementation must be a name, or op=name with commas between; got {text!r}"
+            )
+        forced.append((name, op or None))
+    return tuple(forced)
+
+
+@contextlib.contextmanager
+def force_all(forced: Forced) -> Iterator[None]:
+    """`force_implementation` for each."""
+    with contextlib.ExitStack() as stack:
+        for implementation, op in forced:
+            stack.enter_context(force_implementation(implementation, op=op))
+        yield
+
+
 @contextlib.contextmanager
 def explain() -> Iterator[list[Verdict]]:
     """Ask every implementation of the ops called inside whether it can serve the call.

@@ -58,8 +58,8 @@ class Model:
     implementation: Annotated[
         str | None, arg(metavar="STR", help_behavior_hint="(default: the best, see jaxinfer info)")
     ] = None
-    """Make every op that has it use this implementation: xla, or cudnn on a GPU.
-    The others serve some calls of a model only: in Python, force_implementation(NAME, op=OP)."""
+    """Make every op that has it use this implementation: xla, or cudnn on a GPU; or name ops, as in
+    matmul=xla,decode_attention=xla, to see what each is worth."""
     mesh: Mesh = None
     """Devices that share the model, as tensor=2; the axes data and seq are reserved."""
 

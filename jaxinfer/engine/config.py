@@ -19,7 +19,7 @@ class EngineConfig:
         steps_per_sync: Decode steps dispatched together.
         seed: For requests without their own.
         dtype: Of keys and values.
-        implementation: Of every op that has it; None: the measured choice.
+        implementation: As for `dispatch.parse_forced`; None: the measured choice.
         batch_invariant: Compute every request in the same shapes whatever shares the batch.
         full_tables: Attention of decode steps reads only the pages that lengths reach.
     """

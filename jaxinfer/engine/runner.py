@@ -1,8 +1,7 @@
 """The compiled functions of the engine, and the state they keep on the device."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, sa
 from jaxinfer.models.cache import PagedKVCache, empty_pages
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import forward
-from jaxinfer.pallas_kernels.dispatch import force_implementation
+from jaxinfer.pallas_kernels.dispatch import force_all, parse_forced
 
 Pages = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
 
@@ -51,7 +50,7 @@ class Runner:
             page_size: p.
             buckets: Shapes that calls are padded to.
             dtype: Of keys and values.
-            implementation: Of every op that has it; None: the measured choice.
+            implementation: As for `parse_forced`; None: the measured choice.
             batch_invariant: Decode with an attention that treats every row by itself: the Mosaic
                 kernel cuts the keys of a row where the lengths of all rows say.
         """
@@ -59,11 +58,9 @@ class Runner:
         self._weights, self._structure = jax.tree.flatten(model)
         self._num_pages, self._page_size, self._dtype = num_pages, page_size, dtype
         self._buckets = buckets
-        self._forced: list[tuple[str, str | None]] = []  # implementation, op (None: every op)
-        if implementation is not None:
-            self._forced.append((implementation, None))
-        elif batch_invariant:
-            self._forced.append(("xla", "decode_attention"))
+        self._forced = parse_forced(implementation)
+        if batch_invariant:
+            self._forced = (*self._forced, ("xla", "decode_attention"))  # the last one wins
         self._pages: Pages = self._new_pages()
         self._state: DecodeState | None = None
         self.programs = 0  # traced so far, that is, compiled
@@ -130,7 +127,7 @@ class Runner:
         sampling = None
         if flags is not None:
             sampling = self._sampling([*(chunk.row for chunk in chunks), *empty], flags)
-        with self._forcing():
+        with force_all(self._forced):
             # Arrays of the host: the compiled call takes them over faster than `device_put` does.
             self._pages, result = self._prefill(
                 self._weights, pages=self._pages, arrays=arrays, sampling=sampling, flags=flags,
@@ -176,7 +173,7 @@ class Runner:
     def decode(self, *, flags: SamplingFlags) -> StepResult:
         """Advance every active row by one token."""
         assert self._state is not None, "set_rows comes first"
-        with self._forcing():
+        with force_all(self._forced):
             self._pages, self._state, result = self._decode(
                 self._weights, pages=self._pages, state=self._state, flags=flags
             )
@@ -264,13 +261,6 @@ class Runner:
             stop_width=round_up(stop, lowest=8, highest=2**31),
             penalties=flags.penalties,
         )
-
-    @contextlib.contextmanager
-    def _forcing(self) -> Iterator[None]:
-        with contextlib.ExitStack() as stack:
-            for implementation, op in self._forced:
-                stack.enter_context(force_implementation(implementation, op=op))
-            yield
 
 
 def _padded(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:

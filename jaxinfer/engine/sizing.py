@@ -14,7 +14,7 @@ from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 from jaxinfer.pallas_kernels.device import current_device
-from jaxinfer.pallas_kernels.dispatch import explain
+from jaxinfer.pallas_kernels.dispatch import explain, force_all, parse_forced
 
 _CPU_CACHE_BYTES = 1 << 30
 _LONGEST_BY_DEFAULT = 32_768
@@ -83,6 +83,8 @@ def choose_sizes(
             )
     if max_model_len is None:
         length = min(length, pages * block_size)
+    with force_all(parse_forced(implementation)):
+        full_tables = not batch_invariant and reads_only_lengths(model.part, block_size, dtype)
     return EngineConfig(
         max_model_len=length,
         num_pages=pages,
@@ -94,9 +96,7 @@ def choose_sizes(
         seed=seed,
         implementation=implementation,
         batch_invariant=batch_invariant,
-        full_tables=implementation is None
-        and not batch_invariant
-        and reads_only_lengths(model.part, block_size, dtype),
+        full_tables=full_tables,
     )
 
 

@@ -41,9 +41,24 @@ def test_a_model_can_be_planned_again():
 
 @pytest.mark.parametrize("name", ["mosaic", "flash_attn3", "tokamax"])
 def test_no_whole_model_can_be_forced_to_what_serves_some_calls(name):
-    """Not even where it is at home; `force_implementation` names it for an op."""
-    with use_device(H100), pytest.raises(ValueError, match=rf"force_implementation\('{name}', op="):
+    """Not even where it is at home."""
+    with use_device(H100), pytest.raises(ValueError, match="or single ops as in 'matmul=xla'"):
         check_implementation(name, DecoderConfig.llama3_8b(), jnp.bfloat16)
+
+
+def test_single_ops_can_be_forced():
+    config = DecoderConfig.llama3_8b()
+    with use_device(H100):
+        check_implementation("matmul=xla, decode_attention=mosaic", config, jnp.bfloat16)
+        for name, message in {
+            "matmul=cudnn": "implementation of matmul must be one of mosaic, xla; got 'cudnn'",
+            "softmax=xla": "must name one of the ops .*matmul.*; got 'softmax'",
+            "matmul=mosaic": "cannot serve a whole model here: matmul",
+            "matmul=": "op=name with commas",
+            "=xla": "op=name with commas",
+        }.items():
+            with pytest.raises(ValueError, match=message):
+                check_implementation(name, config, jnp.bfloat16)
 
 
 def test_a_whole_model_is_checked_once(monkeypatch):

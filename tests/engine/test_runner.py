@@ -16,7 +16,7 @@ from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.functions import decode_step, prefill
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 from jaxinfer.pallas_kernels.device import H100, use_device
-from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, explain
+from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, explain, force_all
 from jaxinfer.sampling_params import SamplingParams
 from tests.engine.small import decoder
 
@@ -217,7 +217,13 @@ def test_implementation_reaches_the_ops(name):
     assert choices()["attention"].implementation == "xla"
 
 
-@pytest.mark.parametrize(("fields", "taken"), [({}, "mosaic"), ({"batch_invariant": True}, "xla")])
+@pytest.mark.parametrize(("fields", "taken"), [
+    ({}, "mosaic"),
+    ({"batch_invariant": True}, "xla"),
+    ({"implementation": "matmul=xla"}, "mosaic"),
+    ({"implementation": "decode_attention=xla"}, "xla"),
+    ({"implementation": "decode_attention=mosaic", "batch_invariant": True}, "xla"),
+])  # fmt: skip
 def test_batch_invariant_decoding_cuts_no_row_where_others_end(fields, taken):
     """On Hopper; the kernel divides the keys of all rows together."""
     config = DecoderConfig.llama3_8b()
@@ -228,6 +234,6 @@ def test_batch_invariant_decoding_cuts_no_row_where_others_end(fields, taken):
     query = jax.ShapeDtypeStruct((2, 1, config.num_heads, config.head_dim), jnp.bfloat16)
     pages = jax.ShapeDtypeStruct((4, config.num_kv_heads, 64, config.head_dim), jnp.bfloat16)
     rows = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((2, 2), (2,))]
-    with use_device(H100), made._forcing(), explain() as verdicts:
+    with use_device(H100), force_all(made._forced), explain() as verdicts:
         jax.eval_shape(functools.partial(decode_attention), query, pages, pages, *rows)
     assert verdicts[0].implementation == taken
