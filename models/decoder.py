@@ -131,9 +131,9 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: a mesh as in `Decoder`.
         """
-        weights = dict(self.canonical_weights())
+        weights = {name: np.asarray(array) for name, array in self.canonical_weights()}
         dtype = self.embed[...].dtype
-        return Decoder(self.config, dtype=dtype, weight=weights.__getitem__, mesh=mesh)  # type: ignore[arg-type]
+        return Decoder.from_weights(self.config, weights.__getitem__, dtype=dtype, mesh=mesh)
 
     def canonical_weights(self) -> Iterator[tuple[str, jax.Array | np.ndarray]]:
         """Every weight under its canonical name; fused matrices are split again.

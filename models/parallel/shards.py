@@ -46,8 +46,8 @@ def divided_weights(
         parallel: How to divide.
         dtype: What the weights are converted to.
 
-    Memory: each device gets its own part and nothing else; on the host there are one weight, if
-    `read` makes one, and one shard.
+    Memory: each device gets its own part and nothing else; on the host there are the weights of
+    one array, where `read` makes them, and the shards of this process's devices.
     """
 
     def weights(*names: str) -> jax.Array:

@@ -57,9 +57,14 @@ CONFIGS: dict[str, DecoderConfig] = {
 @functools.cache
 def random_weights(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights by canonical name, float32; norms and biases are random too, unlike a fresh model."""
+    return weights_of(CONFIGS[name], seed)
+
+
+def weights_of(config: DecoderConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """The same for a shape that is not among `CONFIGS`."""
     rng = np.random.default_rng(seed)
     weights = {}
-    for weight, shape in weight_shapes(CONFIGS[name]).items():
+    for weight, shape in weight_shapes(config).items():
         if "norm" in weight:
             values = rng.uniform(0.5, 1.5, shape)
         else:

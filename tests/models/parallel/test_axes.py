@@ -1,0 +1,27 @@
+"""Every weight of every family has axes that the rules know."""
+
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxinfer.models.parallel.axes import divided_axis, logical_axes, weight_spec
+from jaxinfer.models.weights import weight_shapes
+from tests.models.families import CONFIGS
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_weight_has_an_axis_for_each_dimension(name):
+    for weight, shape in weight_shapes(CONFIGS[name]).items():
+        assert len(logical_axes(weight)) == len(shape)
+        assert (divided_axis(weight) is None) == ("norm" in weight)
+
+
+def test_specs():
+    assert weight_spec("embed") == P("tensor", None)
+    assert weight_spec("layers.3.o_proj") == P("tensor", None)
+    assert weight_spec("layers.3.gate_proj") == weight_spec("gate_up_proj") == P(None, "tensor")
+    assert weight_spec("layers.3.k_bias") == P("tensor")
+
+
+def test_a_weight_that_no_decoder_has():
+    with pytest.raises(ValueError, match=r"no logical axes are known for weight 'layers\.0\.gate'"):
+        logical_axes("layers.0.gate")

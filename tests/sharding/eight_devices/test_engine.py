@@ -1,0 +1,182 @@
+"""The engine on several devices answers as on one."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxinfer.engine import sizing
+from jaxinfer.engine.sizing import reads_only_lengths
+from jaxinfer.llm import LLM
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.outputs import RequestOutput
+from jaxinfer.pallas_kernels.device import H100, use_device
+from jaxinfer.sampling_params import SamplingParams
+from tests.engine.small import compilations, prompts
+from tests.models import real
+from tests.models.families import CONFIGS, weights_of
+from tests.ops.cases import quick_compilation
+from tests.paths import model_path, needs_model
+
+NINE = DecoderConfig.tiny(
+    vocab_size=251, num_heads=9, num_kv_heads=3, intermediate_size=80, tie_embeddings=True
+)
+SHAPES = {"llama-9-3": NINE, **{name: CONFIGS[name] for name in ("qwen2", "qwen3", "gemma3")}}
+GREEDY = SamplingParams(temperature=0, max_tokens=24)
+
+
+@functools.cache
+def decoder(name: str) -> Decoder:
+    """On one device."""
+    weights = weights_of(SHAPES[name])
+    return Decoder.from_weights(SHAPES[name], weights.__getitem__, dtype=jnp.float32)
+
+
+def llm(name: str, mesh: str | Mesh | None, **options) -> LLM:
+    sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 128,
+             "num_gpu_blocks_override": 20, "block_size": 16}  # fmt: skip
+    made = LLM((decoder(name), None), mesh=mesh, **(sizes | options))  # type: ignore[arg-type]
+    made.engine._checked = True
+    return made
+
+
+def questions(name: str) -> list[list[int]]:
+    vocab_size = SHAPES[name].vocab_size
+    return [[token % vocab_size for token in prompt] for prompt in prompts(5)]
+
+
+def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+@functools.cache
+def expected(name: str) -> list[list[int]]:
+    return tokens(llm(name, None).generate(questions(name), GREEDY))
+
+
+CASES = [(name, 2) for name in SHAPES] + [("llama-9-3", n) for n in (1, 3, 4)] + [("gemma3", 4)]
+
+
+@pytest.mark.parametrize(("name", "n"), CASES)
+def test_greedy_answers_are_those_of_one_device(name, n):
+    """Prompts in several chunks, more requests than rows, pages that run out."""
+    made = llm(name, f"tensor={n}", num_gpu_blocks_override=6)
+    assert tokens(made.generate(questions(name), GREEDY)) == expected(name)
+    assert made.engine.metrics.preemptions > 0
+    assert made.engine.pages.num_free == 6
+
+
+def test_sampled_answers_and_log_probabilities():
+    """Every device draws the same random numbers and so takes the same token."""
+    params = [
+        SamplingParams(temperature=1.0, seed=3, top_p=0.9, max_tokens=12, logprobs=3),
+        SamplingParams(temperature=0.7, seed=4, top_k=20, min_p=0.01, max_tokens=12),
+        SamplingParams(temperature=0, repetition_penalty=1.3, max_tokens=9, prompt_logprobs=2),
+        SamplingParams(temperature=1.0, seed=5, frequency_penalty=0.5, max_tokens=12),
+        SamplingParams(temperature=0, min_tokens=5, max_tokens=12, logprobs=0),
+    ]
+    asked = questions("qwen2")
+    with quick_compilation():
+        want, got = (llm("qwen2", mesh).generate(asked, params) for mesh in (None, "tensor=3"))
+    assert tokens(got) == tokens(want)
+    for field in ("logprobs", "prompt_logprobs"):
+        holders = [(o.outputs[0], p.outputs[0]) if field == "logprobs" else (o, p)
+                   for o, p in zip(got, want, strict=True)]  # fmt: skip
+        for one, other in holders:
+            for mine, theirs in zip(getattr(one, field) or [], getattr(other, field) or [],
+                                    strict=True):  # fmt: skip
+                assert (mine is None) == (theirs is None)
+                for token, entry in (mine or {}).items():
+                    assert entry.logprob == pytest.approx(theirs[token].logprob, abs=1e-4)
+
+
+def test_nothing_is_compiled_again():
+    """What comes back from a step goes into the next from the same places."""
+    made = llm("qwen2", "tensor=2")
+    made.generate(questions("qwen2"), GREEDY)
+    known = made.engine.runner.programs
+    with compilations() as compiled:
+        made.generate(questions("qwen2"), GREEDY)
+    assert made.engine.runner.programs == known
+    assert compiled == [0]
+    state, pages = made.engine.runner._state, made.engine.runner._pages
+    assert state is not None
+    assert all(array.sharding.is_fully_replicated for array in jax.tree.leaves(state))
+    sharding = pages[0][0].sharding
+    assert isinstance(sharding, NamedSharding)
+    assert sharding.spec == P(None, "tensor", None, None)
+
+
+def test_pages_come_back_after_they_were_lost():
+    made = llm("qwen2", "tensor=2")
+    made.engine.runner._pages[1][0].delete()
+    made.engine.runner.reset_if_lost()
+    assert tokens(made.generate(questions("qwen2"), GREEDY)) == expected("qwen2")
+
+
+def test_a_mesh_and_a_decoder_that_is_divided():
+    mesh = Mesh(np.array(jax.devices()[2:4]), ("tensor",))
+    made = llm("qwen2", mesh)
+    assert tokens(made.generate(questions("qwen2")[:1], GREEDY)) == expected("qwen2")[:1]
+    divided = decoder("qwen2").divide(mesh)
+    assert [device.id for device in divided.devices] == [2, 3]
+    again = LLM((divided, None), max_model_len=64, num_gpu_blocks_override=8)
+    sharding = again.engine.runner._pages[0][0].sharding
+    assert isinstance(sharding, NamedSharding)
+    assert sharding.device_set == set(jax.devices()[2:4])
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        ("tensor=9", "needs 9 devices; there are 8; XLA_FLAGS=.*count=9 divides a CPU"),
+        ("seq=2", "not yet along seq; got seq=2"),
+        ("data=2,tensor=2", "not yet along data; got data=2"),
+    ],
+)
+def test_meshes_that_are_refused(mesh, message):
+    with pytest.raises(ValueError, match=message):
+        llm("qwen2", mesh)
+
+
+def test_a_cache_is_sized_by_what_one_device_holds(monkeypatch):
+    """Each of two devices has half of the KV heads, so there are twice as many pages."""
+    page = sizing._page_bytes(CONFIGS["llama-mha"], 16, jnp.float32)
+    monkeypatch.setattr(sizing, "_CPU_CACHE_BYTES", 10 * page)
+    model = Decoder(CONFIGS["llama-mha"], dtype=jnp.float32)
+    for mesh in (None, "tensor=2"):
+        made = LLM((model, None), mesh=mesh, block_size=16)
+        assert made.engine.pages.num_pages == 10  # devices of a CPU share its memory
+    monkeypatch.setattr(sizing, "_CPU_CACHE_BYTES", 20 * page)
+    assert LLM((model, None), mesh="tensor=4", block_size=16).engine.pages.num_pages == 15
+
+
+def test_the_kernel_is_judged_by_the_shape_of_a_device():
+    """Llama-3-8B on three devices: three KV heads on each."""
+    model = Decoder(DecoderConfig.tiny(num_heads=32, num_kv_heads=8), mesh="tensor=3")
+    assert (model.part.num_heads, model.part.num_kv_heads) == (12, 3)
+    with use_device(H100):
+        config = DecoderConfig.tiny(num_heads=12, num_kv_heads=3, head_dim=128)
+        assert reads_only_lengths(config, 64, jnp.bfloat16)
+
+
+@pytest.mark.model
+@needs_model("smollm2")
+def test_a_real_model():
+    """SmolLM2, 9 query and 3 KV heads, from its file onto two devices."""
+    path = model_path("smollm2")
+    assert path is not None
+    sizes: Any = {"max_model_len": 128, "num_gpu_blocks_override": 4, "max_num_seqs": 2}
+    params = SamplingParams(temperature=0, max_tokens=24)
+    asked = [
+        real.tokenizer("smollm2").encode(text) for text in ("The capital of France is", "1 2 3")
+    ]
+    want = tokens(LLM((real.decoder("smollm2", "float32"), None), **sizes).generate(asked, params))
+    made = LLM(path, mesh="tensor=2", dtype="float32", **sizes)
+    assert tokens(made.generate(asked, params)) == want
