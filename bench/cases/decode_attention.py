@@ -1,6 +1,9 @@
 """Decode attention over pages, against peers that mostly have no pages."""
 
 import functools
+from typing import Any
+
+import numpy as np
 
 from bench.case import Implementation, OpCase
 from bench.cases.peers import contiguous, flash_attn3_decode, jax_nn_decode, token_major
@@ -16,10 +19,14 @@ def cases() -> list[OpCase]:
 
 
 def _case(spec: DecodeSpec) -> OpCase:
-    def ours(name: str | None) -> Implementation:
+    def ours(name: str | None, **options: Any) -> Implementation:
         return Implementation(
-            call=functools.partial(decode_attention, **spec.options, implementation=name)
+            call=functools.partial(decode_attention, **spec.options, **options, implementation=name)
         )
+
+    def in_one_piece(query, key, value, lengths):
+        options: dict[str, Any] = {**spec.options, "implementation": "mosaic"}
+        return decode_attention(query, key, value, None, lengths, **options)
 
     def flash(splits: int, *, paged: bool = False) -> Implementation:
         return Implementation(
@@ -35,6 +42,9 @@ def _case(spec: DecodeSpec) -> OpCase:
         table={
             "dispatch": ours(None),
             "mosaic": ours("mosaic"),
+            "mosaic-unified": ours("mosaic", softmax="unified"),
+            "mosaic-unified-phi": ours("mosaic", softmax="unified", phi=np.zeros(spec.N, "f4")),
+            "mosaic-contiguous": Implementation(call=in_one_piece, prepare=contiguous),
             "xla": ours("xla"),
             "jax_nn": Implementation(call=jax_nn_decode(spec, "xla"), prepare=contiguous),
             "cudnn": Implementation(call=jax_nn_decode(spec, "cudnn"), prepare=contiguous),
