@@ -76,6 +76,8 @@ def choose_sizes(
             scratch = _scratch_bytes(model.part, rows=rows, tokens=tokens, length=length)
             budget = _free_bytes(gpu_memory_utilization, model.devices) - scratch
         pages = min(wanted, budget // _page_bytes(model.part, block_size, dtype))
+        if model.parallel is not None:
+            pages = least_of_processes(pages)
         if pages < 1:
             raise KVCacheFullError(
                 f"no memory is left for the KV cache ({budget / 1e9:.1f} GB); "
@@ -136,6 +138,15 @@ def _scratch_bytes(config: DecoderConfig, *, rows: int, tokens: int, length: int
     # A later chunk of a prompt attends to a copy of its pages, under a mask.
     copied = 8 * length * config.num_kv_heads * config.head_dim
     return activations + scores + copied + 2 * tokens * length
+
+
+def least_of_processes(number: int) -> int:
+    """The least that any process proposes: all run the same programs on the same shapes."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(jnp.int32(number)).min())
 
 
 def _free_bytes(utilization: float, devices: Sequence[Any]) -> int:
