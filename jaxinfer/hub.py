@@ -26,7 +26,9 @@ _NEEDED = (
 )
 
 
-def resolve_model(name: str | Path, progress: Progress | None = None) -> Path:
+def resolve_model(
+    name: str | Path, progress: Progress | None = None, *, config_only: bool = False
+) -> Path:
     """Find a model's files, downloading them if need be.
 
     Args:
@@ -35,6 +37,7 @@ def resolve_model(name: str | Path, progress: Progress | None = None) -> Path:
             repository. Hub ids are fetched by huggingface-hub, which comes with tokenizers, and
             obey its environment variables (`HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`, `HF_ENDPOINT`).
         progress: Called with (title, bytes fetched, bytes in all) where jaxinfer downloads.
+        config_only: Of a repository of the Hub, fetch nothing but `config.json`.
 
     Returns:
         A file or directory for `models.checkpoint.open.open_checkpoint`.
@@ -55,7 +58,8 @@ def resolve_model(name: str | Path, progress: Progress | None = None) -> Path:
             f"a Hugging Face Hub id (owner/name) or {DEFAULT!r}"
         )
     file = match["file"]
-    return _download(match["repo"], file and file[1:], match["revision"])
+    needed = ("config.json",) if config_only else _NEEDED
+    return _download(match["repo"], file and file[1:], match["revision"], needed)
 
 
 def _looks_like_path(name: str | Path) -> bool:
@@ -67,7 +71,7 @@ def _looks_like_path(name: str | Path) -> bool:
     return name.endswith(".gguf") and (name.count("/") < 2 or Path(name).parent.is_dir())
 
 
-def _download(repo: str, file: str | None, revision: str | None) -> Path:
+def _download(repo: str, file: str | None, revision: str | None, needed: tuple[str, ...]) -> Path:
     if importlib.util.find_spec("huggingface_hub") is None:
         raise DownloadError(
             f"{repo} does not exist here, and fetching it from the Hugging Face Hub needs the "
@@ -79,7 +83,7 @@ def _download(repo: str, file: str | None, revision: str | None) -> Path:
         if file is not None:
             return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
         folder = Path(
-            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(_NEEDED))
+            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(needed))
         )
     except Exception as error:  # its errors come from several HTTP libraries
         raise DownloadError(

@@ -60,21 +60,24 @@ class Reporter:
         self.draws = mode == "auto" and self.stream.isatty()
 
     @contextlib.contextmanager
-    def task(self, title: str, *, unit: str = "", quiet: bool = False) -> Iterator[Progress]:
+    def task(
+        self, title: str, *, unit: str = "", quiet: bool = False, foresee: bool = False
+    ) -> Iterator[Progress]:
         """Report one task; call the result with (name, done, total).
 
         Args:
             title: A word or two.
             unit: What is counted; `"bytes"` are shown in MB.
             quiet: Write no line if the task ends within two seconds (not on a terminal).
+            foresee: Show how long the rest will take, if units take equally long.
         """
         if not self.enabled:
             yield _ignore
         elif self.draws:
-            with self._bar(title, unit) as progress:
+            with self._bar(title, unit, foresee) as progress:
                 yield progress
         else:
-            lines = _Lines(self.stream, title, unit)
+            lines = _Lines(self.stream, title, unit, foresee)
             yield lines
             lines.finish(quiet=quiet)
 
@@ -84,7 +87,7 @@ class Reporter:
             print(text, file=self.stream, flush=True)
 
     @contextlib.contextmanager
-    def _bar(self, title: str, unit: str) -> Iterator[Progress]:
+    def _bar(self, title: str, unit: str, foresee: bool) -> Iterator[Progress]:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -94,6 +97,7 @@ class Reporter:
             SpinnerColumn,
             TextColumn,
             TimeElapsedColumn,
+            TimeRemainingColumn,
             TransferSpeedColumn,
         )
         from rich.progress import Progress as Bars
@@ -103,9 +107,12 @@ class Reporter:
             counts = [DownloadColumn(), TransferSpeedColumn()]
         elif not unit:
             counts = []
+        counts.append(TimeElapsedColumn())
+        if foresee:
+            counts += [TimeRemainingColumn(), TextColumn("left")]
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *counts]
         console = Console(file=cast("IO[str]", self.stream))
-        bars = Bars(*columns, TimeElapsedColumn(), console=console, transient=True)
+        bars = Bars(*columns, console=console, transient=True)
         with bars:
             task = bars.add_task(title, total=None)
 
@@ -116,8 +123,9 @@ class Reporter:
 
 
 class _Lines:
-    def __init__(self, stream: Stream, title: str, unit: str):
+    def __init__(self, stream: Stream, title: str, unit: str, foresee: bool):
         self._stream, self._title, self._unit = stream, title, unit
+        self._foresee = foresee
         self._start = self._last = time.monotonic()
         self._done = 0
 
@@ -128,7 +136,10 @@ class _Lines:
             return
         self._last = now
         share = f" ({100 * done // total} %)" if total else ""
-        self._print(f"{self._amount(done, total)}{share}")
+        left = ""
+        if self._foresee and total and done:
+            left = f", about {(now - self._start) / done * (total - done):.0f} s left"
+        self._print(f"{self._amount(done, total)}{share}{left}")
 
     def finish(self, *, quiet: bool) -> None:
         seconds = time.monotonic() - self._start

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, cast
 import tyro
 from tyro.conf import subcommand
 
-from jaxinfer.cli import calibrate, chat, convert, errors, eval, generate, info
+from jaxinfer.cli import calibrate, chat, convert, errors, eval, generate, info, tune
 
 PROG = "jaxinfer"
 DESCRIPTION = """Fast large-language-model inference from JAX.
@@ -26,6 +26,7 @@ _MODULES: dict[type, Any] = {
     chat.Chat: chat,
     eval.Eval: eval,
     calibrate.Calibrate: calibrate,
+    tune.Tune: tune,
     info.Info: info,
     convert.Convert: convert,
 }

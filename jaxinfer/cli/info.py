@@ -60,6 +60,7 @@ class Info(Output):
         from jaxinfer.loading import dtype_name
         from jaxinfer.models.config import DecoderConfig
         from jaxinfer.op_choices import op_choices
+        from jaxinfer.pallas_kernels import tuning
 
         find_devices()
         spec = _device(self.device)
@@ -85,6 +86,10 @@ class Info(Output):
                 "injected": self.device != "current",
                 "shape": shape,
                 "dtype": dtype,
+                "tuning": [
+                    {"file": str(file), "entries": len(tuning.load(file))}
+                    for file in tuning.files("matmul", spec)
+                ],
                 "ops": [_as_json(choice) for choice in op_choices(config, spec, jnp.dtype(dtype))],
             },
         }
@@ -159,6 +164,9 @@ def _print(values: dict[str, Any]) -> None:
     plan = values["plan"]
     planned = " (not this machine's)" if plan["injected"] else ""
     print(f"\nops of {plan['shape']}, {plan['dtype']}, on {plan['device']}{planned}")
+    for data in plan["tuning"]:
+        if data["entries"]:
+            print(f"  measured choices of matmul: {data['entries']} from {data['file']}")
     for op in plan["ops"]:
         print(f"  {op['op']}, {op['phase']}: {op['implementation'] or 'none can serve it'}")
         for candidate in op["candidates"]:

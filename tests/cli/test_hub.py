@@ -71,6 +71,12 @@ def test_hub_id_fetches_only_what_is_needed(fake, tmp_path):
     assert not any("bin" in pattern or pattern == "*" for pattern in patterns)
 
 
+def test_only_the_configuration_of_a_repository(fake, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert resolve_model("owner/name@v1", config_only=True) == tmp_path
+    assert fake.calls == [("owner/name", "v1", ["config.json"])]
+
+
 def test_hub_file(fake, tmp_path):
     assert resolve_model("owner/name/part/q4.gguf") == tmp_path / "part" / "q4.gguf"
     assert fake.calls == [("owner/name", "part/q4.gguf", None)]

@@ -30,6 +30,28 @@ def test_lines_without_control_characters(monkeypatch):
     assert stream.getvalue() == "download: 2.0/4.0 MB (50 %)\ndownload: 4.0 MB in 6.0 s\n"
 
 
+def test_lines_that_foresee_the_end(monkeypatch):
+    clock = iter([0.0, 3.0, 6.0, 9.0, 9.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with Reporter(stream).task("tune", unit="products", foresee=True) as step:
+        for done in (0, 1, 2):
+            step("qkv", done, 4)
+    assert stream.getvalue().splitlines() == [
+        "tune: 0/4 products (0 %)",
+        "tune: 1/4 products (25 %), about 18 s left",
+        "tune: 2/4 products (50 %), about 9 s left",
+        "tune: 2 products in 9.0 s",
+    ]
+
+
+def test_a_bar_that_foresees_the_end():
+    stream = Terminal()
+    with Reporter(stream).task("tune", unit="products", foresee=True) as step:
+        step("qkv", 1, 2)
+    assert "left" in stream.getvalue()
+
+
 def test_a_quick_quiet_task_says_nothing():
     stream = io.StringIO()
     with Reporter(stream).task("compile", quiet=True) as step:

@@ -1,0 +1,1 @@
+"""Measures which implementation and tiling suit a model's products on this device."""

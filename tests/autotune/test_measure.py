@@ -1,0 +1,108 @@
+"""The gate before the clock, and what the clock is given."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxinfer.autotune import measure as module
+from jaxinfer.autotune.measure import Times, WrongResult, measure
+from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.device import H100, current_device
+from jaxinfer.pallas_kernels.matmul.config import candidates
+from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec
+from tests.ops.cases import quick_compilation
+
+SPEC = MatmulSpec(model="tiny", M=3, K=128, N=256, gate="silu", bias=True)
+TILINGS = [Config(block_n=64), Config(block_n=128)]
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """The kernel computes as XLA does, plus an error; the clock counts up. Gives what was timed."""
+    real, timed = module.matmul, []
+    monkeypatch.setattr(module, "COLD_BYTES", 5 * 128 * 256 * 2)
+
+    def install(error=0.0):
+        def matmul(*arrays, implementation, config=None, **options):
+            result = real(*arrays, **options, implementation="xla")
+            return result if implementation == "xla" else result + result * error
+
+        def call_times(call, repeats, *, flush):
+            assert not flush, "the weights change instead"
+            timed.append([jax.block_until_ready(call()) for _ in range(2)])
+            return [float(len(timed))] * repeats
+
+        monkeypatch.setattr(module, "matmul", matmul)
+        monkeypatch.setattr(module, "call_times", call_times)
+        return timed
+
+    return install
+
+
+def test_medians_of_several_rounds(fake):
+    timed = fake()
+    # Rounds in turn: XLA gets the 1st, 4th and 7th time, the tilings those after it.
+    assert measure(SPEC, TILINGS) == Times(xla_us=4.0, kernel_us={TILINGS[0]: 5.0, TILINGS[1]: 6.0})
+    assert len(timed) == 9
+
+
+def test_each_call_takes_another_weight(fake):
+    timed = fake()
+    measure(SPEC, TILINGS[:1])
+    results = [result for pair in timed for result in pair]
+    for i, result in enumerate(results):
+        same = [bool((result == other).all()) for other in results]
+        assert same == [abs(i - j) % 6 == 0 for j in range(len(results))]  # 6 weights pass the L2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("error", [0.02, jnp.nan])
+def test_a_wrong_result_gets_no_time(fake, error, dtype):
+    timed = fake(error)
+    spec = MatmulSpec(model="tiny", M=3, K=128, N=256, dtype=dtype)
+    message = (
+        r"the kernel with Config\(block_n=64, .* computes tiny m3 k128 n256.* wrongly: relative"
+    )
+    with pytest.raises(WrongResult, match=message):
+        measure(spec, TILINGS)
+    assert timed == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_is_not_wrong(fake, dtype):
+    fake()
+    for gate in (None, "silu", "gelu_tanh"):
+        spec = MatmulSpec(model="tiny", M=8, K=256, N=256, gate=gate, bias=True, dtype=dtype)
+        assert measure(spec, []).kernel_us == {}
+
+
+def test_the_kernel_itself_passes_the_gate(monkeypatch):
+    """In the interpreter, which has no clock."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("the interpreter runs on CPUs: set JAX_PLATFORMS=cpu")
+    asked = []
+    monkeypatch.setattr(module, "COLD_BYTES", 1)
+    monkeypatch.setattr(module, "call_times", lambda *_, **__: asked.append(1) or [1.0])
+    tiling = Config(block_n=64, block_k=64, stages=2)
+    few = dataclasses.replace(H100, num_sms=2)
+    with plgpu.interpret(few, detect_races=False), quick_compilation():
+        times = measure(MatmulSpec(model="tiny", M=3, K=128, N=128, gate="silu"), [tiling])
+    assert times == Times(xla_us=1.0, kernel_us={tiling: 1.0})
+    assert len(asked) == 6
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("M", [1, 64])
+def test_on_a_gpu(M):
+    device = current_device()
+    if not device.is_hopper:
+        pytest.skip(f"needs compute capability 9.0; this is {device.name}")
+    spec = MatmulSpec(model="llama-3-8b", part="o", M=M, K=4096, N=4096)
+    tilings = candidates(device, M=M, K=4096, N=4096, gated=False)
+    times = measure(spec, tilings)
+    assert set(times.kernel_us) == set(tilings)
+    for us in (times.xla_us, *times.kernel_us.values()):
+        assert 5 < us < 500  # reading the weight takes 10 µs on an H100

@@ -1,0 +1,163 @@
+"""`jaxinfer tune`, with a clock that reads what the test has written down."""
+
+import json
+
+import pytest
+
+from jaxinfer.autotune import tune as module
+from jaxinfer.autotune.measure import WrongResult
+from jaxinfer.cli.main import main
+from jaxinfer.pallas_kernels.device import CPU, H100, use_device
+from tests.autotune.fakes import Clock
+
+
+@pytest.fixture
+def clock(tmp_path, monkeypatch):
+    """Tune on an H100 that measures by a `Clock`; data are kept below `tmp_path`."""
+    monkeypatch.delenv("JAXINFER_TUNING")
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
+
+    def install(*args, **kwargs):
+        made = Clock(*args, **kwargs)
+        monkeypatch.setattr(module, "measure", made)
+        return made
+
+    with use_device(H100):
+        yield install
+
+
+def data(folder):
+    file = folder / H100.key / "matmul.json"
+    return file, json.loads(file.read_text())
+
+
+def test_what_is_written_and_shown(clock, capsys, tmp_path):
+    clock({1: 0.8, 8: 2, 16: 2, 32: 2, 64: 2, 128: 2})
+    assert main(["tune", "llama-3-8b"]) == 0
+    out, err = capsys.readouterr()
+    file, content = data(tmp_path / "tuning")
+    assert content["command"] == "jaxinfer tune llama-3-8b"
+    assert content["entries"]["m1 k4096 n28672 gated"]["us"] == {"xla": 100.0, "mosaic": 80.0}
+    assert len(content["entries"]) == 24
+    assert "qkv      flat kernel for M = 1, else XLA (M1 = 1, M2 = 2)" in out
+    assert "80.0     100.0      80.0    25.0 %        0.0 %" in out
+    assert f"written to {file}" in out
+    assert "JAXINFER_TUNING" not in out
+    assert err.startswith("24 products on NVIDIA H100 80GB HBM3, about ")
+    assert "tune: 24 products in" in err
+    assert "\x1b" not in err
+
+
+def test_entries_of_other_models_stay(clock, tmp_path):
+    clock()
+    assert main(["tune", "llama-3-8b", "--progress", "off"]) == 0
+    assert main(["tune", "llama-2-7b", "--progress", "off"]) == 0
+    entries = data(tmp_path / "tuning")[1]["entries"]
+    assert {"m8 k4096 n6144", "m8 k4096 n12288"} <= set(entries)
+
+
+def test_json_and_another_folder(clock, capsys, tmp_path):
+    clock()
+    out = tmp_path / "mine" / "data"
+    assert main(["tune", "llama-3-8b", "--out", str(out), "--json", "--progress", "off"]) == 0
+    printed, err = capsys.readouterr()
+    values = json.loads(printed)
+    assert values["file"] == str(data(out)[0])
+    assert len(values["products"]) == 24
+    assert values["products"][0]["part"] == "qkv"
+    assert values["kernel_for"]["down"] == [[1, 128]]
+    assert err == ""
+    assert not (tmp_path / "tuning").exists()
+
+
+def test_another_folder_is_not_read_by_itself(clock, capsys, tmp_path):
+    clock()
+    assert main(["tune", "llama-3-8b", "--out", str(tmp_path)]) == 0
+    assert f"read where JAXINFER_TUNING={tmp_path}" in capsys.readouterr().out
+
+
+def test_ctrl_c_keeps_what_was_measured(clock, capsys, tmp_path):
+    clock(fail_at=3)
+    assert main(["tune", "llama-3-8b"]) == 130
+    err = capsys.readouterr().err
+    file, content = data(tmp_path / "tuning")
+    assert len(content["entries"]) == 3
+    assert f"3 of 24 products are kept in {file}\nerror: interrupted\n" in err
+
+
+def test_ctrl_c_before_anything_was_measured(clock, capsys, tmp_path):
+    clock(fail_at=0)
+    assert main(["tune", "llama-3-8b"]) == 130
+    assert "0 of 24 products were measured; nothing is written" in capsys.readouterr().err
+    assert list((tmp_path / "tuning").iterdir()) == []
+
+
+def test_a_wrong_result_is_one_line(clock, capsys):
+    clock(fail_at=1, error=WrongResult("the kernel computes qkv wrongly"))
+    assert main(["tune", "llama-3-8b"]) == 1
+    err = capsys.readouterr().err
+    assert err.endswith("error: the kernel computes qkv wrongly\n")
+    assert "1 of 24 products are kept" in err
+
+
+def test_what_the_kernel_cannot_compute_is_named(clock, capsys, tmp_path):
+    """Llama's tiny sibling has 64 + 2 · 32 = 128 columns of Q, K and V, and a depth of 96."""
+    (tmp_path / "config.json").write_text(json.dumps({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 256,
+        "hidden_size": 96, "head_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 128, "max_position_embeddings": 512,
+    }))  # fmt: skip
+    clock()
+    assert main(["tune", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert "qkv m1 k96 n128: XLA, the kernel cannot compute it" in err
+    assert f"the kernel can compute no product of {tmp_path}" in err.splitlines()[-1]
+
+
+def test_without_a_hopper_gpu(capsys):
+    with use_device(CPU):
+        assert main(["tune", "no-such-model"]) == 2
+    err = capsys.readouterr().err
+    assert err == (
+        "error: tune needs a Hopper GPU (compute capability 9.0), for which the kernel is made; "
+        "this machine's device is 'cpu', where XLA is always taken\n"
+    )
+
+
+def test_with_a_jax_that_cannot_compile_the_kernel(clock, capsys, monkeypatch):
+    clock()
+    monkeypatch.setattr("jaxinfer.pallas_kernels.plgpu.lowers_transposed_stores", lambda: False)
+    assert main(["tune", "llama-3-8b"]) == 2
+    assert "tune needs JAX 0.11; with JAX " in capsys.readouterr().err
+
+
+def test_a_model_that_does_not_exist(clock, capsys):
+    clock()
+    assert main(["tune", "no-such-model"]) == 2
+    assert "'no-such-model' does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_a_folder_that_cannot_be_made(clock, capsys, tmp_path, out):
+    made = clock()
+    (tmp_path / "taken").write_text("")
+    assert main(["tune", "llama-3-8b", "--out", str(tmp_path / out)]) == 2
+    assert f"cannot make the folder {tmp_path / out}: " in capsys.readouterr().err
+    assert made.asked == []
+
+
+def test_without_a_place_for_data(clock, capsys, monkeypatch):
+    clock()
+    monkeypatch.setenv("JAXINFER_TUNING", "")
+    assert main(["tune", "llama-3-8b"]) == 2
+    assert "name a folder by --out" in capsys.readouterr().err
+
+
+def test_info_says_which_files_decide(clock, capsys, tmp_path):
+    clock()
+    assert main(["tune", "llama-3-8b", "--progress", "off"]) == 0
+    capsys.readouterr()
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    mine = out.index(f"measured choices of matmul: 24 from {data(tmp_path / 'tuning')[0]}")
+    assert out.index("pallas_kernels/data", mine) > mine
