@@ -24,7 +24,7 @@ def partition_spec(
             two dimensions on one mesh axis.
 
     >>> partition_spec(("vocab", "embed"), {"vocab": "tensor", "embed": None})
-    PartitionSpec('tensor', None)
+    P('tensor', None)
     """
     taken: dict[str, str] = {}
     for axis in axes:
