@@ -23,8 +23,8 @@ def partition_spec(
         ValueError: a logical axis without a rule, a rule for a mesh axis that does not exist, or
             two dimensions on one mesh axis.
 
-    >>> partition_spec(("vocab", "embed"), {"vocab": "tensor", "embed": None})
-    P('tensor', None)
+    >>> tuple(partition_spec(("vocab", "embed"), {"vocab": "tensor", "embed": None}))
+    ('tensor', None)
     """
     taken: dict[str, str] = {}
     for axis in axes:
