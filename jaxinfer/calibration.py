@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import forward
 from jaxinfer.pallas_kernels.attention.mask import Visibility
+from jaxinfer.pallas_kernels.decode_attention.api import Softmax
 from jaxinfer.pallas_kernels.observe import observe
 from jaxinfer.progress import Progress
 
@@ -29,6 +30,38 @@ FORMAT = 1
 # Largest logit of a row less φ, nats, on either side. The kernel trusts sums of 2^-60 to 2^80
 # (softmax_sm90.trusted_sums); 2^17 keys and a margin for texts that were not seen are taken off.
 SAFE = 40.0
+
+
+def softmax_modes(softmax: str | Path, num_layers: int) -> tuple[Softmax, ...]:
+    """The softmax of every layer of a model.
+
+    Args:
+        softmax: `"online"`, `"unified"`, or the file of a calibration of the model.
+        num_layers: Of the model.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a calibration, or one of another number of layers.
+    """
+    calibration = softmax_calibration(softmax)
+    if calibration is None:
+        return (cast("Softmax", softmax),) * num_layers
+    modes = calibration.modes
+    if len(modes) != num_layers:
+        raise ValueError(
+            f"{softmax} is of a model of {len(modes)} layers; this one has {num_layers}"
+        )
+    return modes
+
+
+def softmax_calibration(softmax: str | Path) -> "SoftmaxCalibration | None":
+    """The calibration that is named, or None for `"online"` and `"unified"`; errors as above."""
+    if softmax in ("online", "unified"):
+        return None
+    path = Path(softmax)
+    if not path.exists():
+        raise ValueError(f"softmax must be online, unified or a calibration; there is no {path}")
+    return SoftmaxCalibration.load(path)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +116,11 @@ class SoftmaxCalibration:
             scratch.replace(path)
         finally:
             scratch.unlink(missing_ok=True)
+
+    @property
+    def modes(self) -> tuple[Softmax, ...]:
+        """The softmax of every layer: unified where one reference serves all heads."""
+        return tuple("online" if layer.wide_heads else "unified" for layer in self.layers)
 
     @classmethod
     def load(cls, path: Path) -> "SoftmaxCalibration":

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxinfer.calibration import softmax_modes
 from jaxinfer.engine.config import check_sizes
 from jaxinfer.engine.delivery import merge
 from jaxinfer.engine.engine import Engine
@@ -49,6 +50,7 @@ class LLM:
         steps_per_sync: int | None = None,
         seed: int = 0,
         implementation: str | None = None,
+        softmax: str | Path = "online",
         batch_invariant: bool = False,
         mesh: str | Mesh | None = None,
         progress: Progress | None = None,
@@ -70,6 +72,9 @@ class LLM:
             seed: For requests without their own; 0 or more.
             implementation: Use this implementation of every op that has it: `"xla"`, or on a GPU
                 `"cudnn"`. Or of single ops, as in `"matmul=xla,decode_attention=xla"`.
+            softmax: Of decode attention: `"online"`, `"unified"` (one reference instead of a
+                running maximum, and a fallback; see docs/kernels/decode_attention.md), or the file
+                that `jaxinfer calibrate softmax` wrote: unified where it fits.
             batch_invariant: Compute in the same shapes whatever shares the batch, so that the
                 answer of a request that is never preempted is the same to the bit. Slower.
             mesh: Devices that share the model, as in `"tensor=2"`: each has a part of the heads,
@@ -100,6 +105,9 @@ class LLM:
                 f"tokenizer does not match the model: it has {self.tokenizer.vocab_size} tokens, "
                 f"the model {decoder.config.vocab_size}"
             )
+        modes = softmax_modes(softmax, len(decoder.layers))
+        if any(mode != "online" for mode in modes):
+            decoder = decoder.with_softmax(modes)
         sizes = choose_sizes(
             decoder,
             max_model_len=max_model_len,

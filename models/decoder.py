@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from jaxinfer.models.parallel.shards import Weights, divided_weights, split, who
 from jaxinfer.models.progress import Progress
 from jaxinfer.models.rope import rope_angles, uses_local_rope
 from jaxinfer.models.weights import weight_shapes
+from jaxinfer.pallas_kernels.decode_attention.api import Softmax
 from jaxinfer.sharding.mesh import TENSOR
 
 
@@ -75,6 +76,25 @@ class Decoder(nnx.Module):
         )
         self.final_norm = RMSNorm(weights("final_norm"), config.rms_norm_eps)
         self.lm_head = None if config.tie_embeddings else nnx.Param(weights("lm_head"))
+
+    def with_softmax(self, modes: Sequence[Softmax]) -> "Decoder":
+        """The same weights with another softmax in the decode attention of every layer.
+
+        Args:
+            modes: One per layer, as in `decode_attention`.
+
+        Raises:
+            ValueError: another number of modes than of layers, or a unified softmax in a decoder
+                that is divided over devices.
+        """
+        if len(modes) != len(self.layers):
+            raise ValueError(f"softmax must have {len(self.layers)} modes; got {len(modes)}")
+        if self.parallel is not None and any(mode != "online" for mode in modes):
+            raise ValueError("a model that is divided over devices has the online softmax only")
+        other: Decoder = jax.tree.map(lambda x: x, self)
+        for layer, mode in zip(other.layers, modes, strict=True):
+            layer.attention.softmax = mode
+        return other
 
     @property
     def part(self) -> DecoderConfig:

@@ -11,7 +11,7 @@ from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.parallel.shards import Weights
 from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
 from jaxinfer.pallas_kernels.attention.api import attention
-from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
+from jaxinfer.pallas_kernels.decode_attention.api import Softmax, decode_attention
 from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
 
@@ -72,6 +72,7 @@ class Attention(nnx.Module):
         self.config = config
         self.axis = axis
         self.window = config.window(layer)
+        self.softmax: Softmax = "online"  # of decode attention
 
     def __call__(
         self,
@@ -124,7 +125,9 @@ class Attention(nnx.Module):
             out = attention(q, k, v, is_causal=True, **options)
         elif T == 1:
             lengths = jnp.where(num_tokens > 0, start + num_tokens, 0)
-            out = decode_attention(q, k_pages, v_pages, page_table, lengths, **options)
+            out = decode_attention(
+                q, k_pages, v_pages, page_table, lengths, softmax=self.softmax, **options
+            )
         else:
             out = attention(
                 q, k_pages, v_pages, page_table=page_table, is_causal=True, q_offset=start,

@@ -15,7 +15,8 @@ def observe(op: str, look: Callable[..., None]) -> Iterator[None]:
     anything out, observe inside the function and return it. One process, one thread.
 
     Args:
-        op: Name of an op that notifies; today `"attention"`.
+        op: Name of an op that notifies: `"attention"`, of its arguments; `"decode_attention"`, of
+            the fallbacks of its unified softmax.
         look: Called with keywords, see the op's `notify`.
     """
     _observers.append((op, look))

@@ -8,12 +8,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.calibration import SAFE, LayerSoftmax, SoftmaxCalibration, calibrate_softmax
+from jaxinfer.calibration import (
+    SAFE,
+    LayerSoftmax,
+    SoftmaxCalibration,
+    calibrate_softmax,
+    softmax_modes,
+)
 from jaxinfer.cli.calibrate import table
+from jaxinfer.llm import LLM
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
+from jaxinfer.models.tokenizer.byte import byte_tokenizer
 from jaxinfer.pallas_kernels.attention.api import attention
-from jaxinfer.pallas_kernels.observe import observe
+from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
+from jaxinfer.pallas_kernels.observe import notify, observe
+from jaxinfer.sampling_params import SamplingParams
 from tests.cli.command import run, write_tiny_model
 from tests.ops.cases import normal
 
@@ -178,3 +188,68 @@ def test_bad_input_of_the_command(options, message):
     done = run("calibrate", "softmax", "default", *text, *options)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
+
+
+def test_modes_of_a_model(found, model, tmp_path):
+    assert softmax_modes("online", 3) == ("online",) * 3
+    assert softmax_modes("unified", 2) == ("unified",) * 2
+    one = dataclasses.replace(found.layers[0], row_high=(99.0,) * len(found.layers[0].phi))
+    dataclasses.replace(found, layers=(found.layers[0], one)).save(tmp_path / "softmax.json")
+    modes = softmax_modes(tmp_path / "softmax.json", 2)
+    assert modes == ("unified", "online")
+    other = model.with_softmax(modes)
+    assert [layer.attention.softmax for layer in other.layers] == list(modes)
+    assert [layer.attention.softmax for layer in model.layers] == ["online"] * 2
+
+
+@pytest.mark.parametrize(
+    ("softmax", "layers", "message"),
+    [
+        ("fast", 2, "softmax must be online, unified or a calibration; there is no fast"),
+        ("softmax.json", 3, "softmax.json is of a model of 2 layers; this one has 3"),
+    ],
+)
+def test_modes_that_do_not_fit(found, tmp_path, monkeypatch, softmax, layers, message):
+    monkeypatch.chdir(tmp_path)
+    found.save(tmp_path / "softmax.json")
+    with pytest.raises(ValueError, match=message):
+        softmax_modes(softmax, layers)
+
+
+def test_the_engine_uses_and_counts(model, monkeypatch):
+    """A softmax that always falls back once, in the layer that is unified."""
+    asked = []
+
+    def op(*arrays, softmax, **options):
+        asked.append(softmax)
+        if softmax == "unified":
+            notify("decode_attention", fallbacks=jnp.int32(1))
+        return decode_attention(*arrays, softmax="online", **options)
+
+    monkeypatch.setattr("jaxinfer.models.layers.decode_attention", op)
+    llm = LLM((model.with_softmax(("online", "unified")), byte_tokenizer(eos_id=None)))
+    plain = LLM((model, byte_tokenizer(eos_id=None)))
+    params = SamplingParams(temperature=0, max_tokens=5)
+    answers = [made.generate([[5, 6, 7]], params)[0].outputs[0].token_ids for made in (llm, plain)]
+    assert answers[0] == answers[1]
+    assert asked[:2] == ["online", "unified"]
+    metrics = llm.engine.metrics
+    assert metrics.softmax_fallbacks == metrics.decode_steps == 4
+    assert plain.engine.metrics.softmax_fallbacks == 0
+
+
+def test_llm_takes_a_softmax(model, found, tmp_path):
+    found.save(tmp_path / "softmax.json")
+    llm = LLM((model, byte_tokenizer(eos_id=None)), softmax=tmp_path / "softmax.json")
+    output = llm.generate([[5, 6, 7]], SamplingParams(temperature=0, max_tokens=3))[0]
+    assert len(output.outputs[0].token_ids) == 3
+    with pytest.raises(ValueError, match="there is no fast"):
+        LLM((model, byte_tokenizer(eos_id=None)), softmax="fast")
+
+
+def test_a_softmax_that_does_not_exist_is_refused_before_loading():
+    done = run("generate", "Hi", "--softmax", "fast")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error: softmax must be online, unified or a calibration; there is no fast"
+    ]

@@ -119,4 +119,5 @@ def start_engine(
         num_gpu_blocks_override=options.num_gpu_blocks_override,
         gpu_memory_utilization=options.gpu_memory_utilization,
         implementation=options.implementation,
+        softmax=options.softmax,
     )

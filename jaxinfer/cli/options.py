@@ -60,18 +60,22 @@ class Model:
     ] = None
     """Make every op that has it use this implementation: xla, or cudnn on a GPU; or name ops, as in
     matmul=xla,decode_attention=xla, to see what each is worth."""
+    softmax: str = "online"
+    """Of decode attention: online, unified, or a file of jaxinfer calibrate softmax."""
     mesh: Mesh = None
     """Devices that share the model, as tensor=2; the axes data and seq are reserved."""
 
     def check(self) -> None:
-        """Refuse sizes that suit no model, and a mesh, before one is fetched.
+        """Refuse sizes that suit no model, a mesh and a softmax, before one is fetched.
 
         Raises:
             ValueError: the message names the size.
         """
         check_mesh(self.mesh)
+        from jaxinfer.calibration import softmax_calibration
         from jaxinfer.engine.config import check_sizes
 
+        softmax_calibration(self.softmax)
         check_sizes(
             max_model_len=self.max_model_len,
             gpu_memory_utilization=self.gpu_memory_utilization,

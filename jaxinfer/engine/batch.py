@@ -61,11 +61,14 @@ class StepResult:
         tokens: `[B]` int32 chosen tokens; -1 for rows that took no part.
         logprobs: Of the chosen tokens, or None.
         prompt_logprobs: `[B, T]` of the targets, or None.
+        softmax_fallbacks: int32, how often a unified softmax of this step fell back, over all
+            layers; None where no layer has one.
     """
 
     tokens: jax.Array
     logprobs: StepLogprobs | None = None
     prompt_logprobs: StepLogprobs | None = None
+    softmax_fallbacks: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -345,6 +345,8 @@ class Engine:
         results = jax.device_get(group.results)
         self._in_flight.popleft()
         for result in results:
+            if result.softmax_fallbacks is not None:
+                self.metrics.softmax_fallbacks += int(result.softmax_fallbacks)
             for row, request in enumerate(group.requests):
                 token = int(result.tokens[row])
                 if token >= 0 and not request.finished:

@@ -17,6 +17,7 @@ from jaxinfer.models.cache import PagedKVCache, empty_pages
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import forward
 from jaxinfer.pallas_kernels.dispatch import force_all, parse_forced
+from jaxinfer.pallas_kernels.observe import observe
 
 Pages = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
 
@@ -190,7 +191,9 @@ class Runner:
             k_pages=pages[0], v_pages=pages[1], page_table=state.page_table, lengths=state.lengths
         )
         took_part = state.active.astype(jnp.int32)
-        hidden, cache = forward(model, state.token[:, None], cache, took_part)
+        found: list[jax.Array] = []
+        with observe("decode_attention", lambda *, fallbacks: found.append(fallbacks)):
+            hidden, cache = forward(model, state.token[:, None], cache, took_part)
         logits = model.logits(hidden[:, 0])
         tokens, sampling, logprobs = sample(logits, state.sampling, flags)
         stopped = jnp.any(tokens[:, None] == state.sampling.stop_ids, axis=1)
@@ -205,7 +208,11 @@ class Runner:
             page_table=state.page_table,
             sampling=sampling,
         )
-        result = StepResult(tokens=jnp.where(took_part > 0, tokens, -1), logprobs=logprobs)
+        result = StepResult(
+            tokens=jnp.where(took_part > 0, tokens, -1),
+            logprobs=logprobs,
+            softmax_fallbacks=jnp.sum(jnp.stack(found)) if found else None,
+        )
         return (cache.k_pages, cache.v_pages), state, result
 
     def _prefill_chunk(

@@ -20,6 +20,7 @@ from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import (
 from jaxinfer.pallas_kernels.decode_attention.xla import decode_attention_xla
 from jaxinfer.pallas_kernels.device import DeviceSpec, current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
+from jaxinfer.pallas_kernels.observe import notify
 
 MAX_TOKENS = 8
 _NAME = "decode_attention"
@@ -150,6 +151,8 @@ def decode_attention(
         kv_layout=kv_layout, unified=unified, phi=phi if unified else None,
     )  # fmt: skip
     out, lse, fallbacks = call(implementation=implementation, config=config)
+    if unified:
+        notify(_NAME, fallbacks=fallbacks)
     results = [out, *[lse] * return_residual, *[fallbacks] * return_fallbacks]
     return tuple(results) if len(results) > 1 else out
 
