@@ -238,8 +238,9 @@ def test_unknown_implementation(fails, tiny):
     message = fails("generate", "Hi", "--implementation", "mosaic", "--model", tiny)
     assert "'mosaic' cannot serve a whole model here: add_rms_norm[mosaic] does not" in message
     assert "Hopper" in message
-    assert "force 'xla', on a GPU also 'cudnn', or" in message
-    assert "force_implementation('mosaic', op=…)" in message
+    assert "force 'xla', on a GPU also 'cudnn', or single ops as in 'matmul=xla'" in message
+    message = fails("generate", "Hi", "--implementation", "softmax=xla", "--model", tiny)
+    assert "must name one of the ops add_rms_norm, attention, decode_attention, matmul" in message
 
 
 def test_base_model_cannot_chat(fails, tmp_path):
