@@ -57,6 +57,7 @@ class _Interrupt:
     def __init__(self) -> None:
         self._hook = sys.unraisablehook
         self._since: float | None = None
+        self._again: threading.Timer | None = None  # at most one: each raises where it may
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Raise it, unless a module is being imported and that has not taken too long."""
@@ -67,6 +68,8 @@ class _Interrupt:
             self._repeat_soon()
         else:
             self._since = None
+            if self._again is not None:
+                self._again.cancel()
             raise KeyboardInterrupt
 
     def lost(self, report: "sys.UnraisableHookArgs") -> None:
@@ -77,9 +80,11 @@ class _Interrupt:
             self._hook(report)
 
     def _repeat_soon(self) -> None:
-        again = threading.Timer(_AGAIN_S, self._repeat)
-        again.daemon = True
-        again.start()
+        if self._again is not None:
+            self._again.cancel()
+        self._again = threading.Timer(_AGAIN_S, self._repeat)
+        self._again.daemon = True
+        self._again.start()
 
     def _repeat(self) -> None:
         if signal.getsignal(signal.SIGINT) is self:  # else the command has ended meanwhile
