@@ -215,11 +215,13 @@ def _of_logits(
     *,
     query: jax.Array,
     key: jax.Array,
+    value: jax.Array,
     visibility: Visibility,
     scale: float,
     logits_softcap: float | None,
 ) -> dict[str, jax.Array]:
     """Extremes and histogram of the visible logits, for every query head."""
+    del value
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
     grouped = query.reshape(B, T, K, N // K, H).astype(jnp.float32)

@@ -121,7 +121,7 @@ def attention(
     arrays = (query, key, value, visibility)
     options = {"logits_softcap": logits_softcap}
     options["scale"] = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    notify("attention", query=query, key=key, visibility=visibility, **options)
+    notify("attention", query=query, key=key, value=value, visibility=visibility, **options)
     device = current_device()
     extra = {
         "starts_at_zero": starts_at_zero,
