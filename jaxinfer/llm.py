@@ -1,6 +1,7 @@
 """`LLM`: text in, text out; names as in vLLM."""
 
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxinfer.calibration import softmax_modes
 from jaxinfer.engine.config import check_sizes
 from jaxinfer.engine.delivery import merge
 from jaxinfer.engine.engine import Engine
+from jaxinfer.engine.replicas import Replicas
 from jaxinfer.engine.room import room_for
 from jaxinfer.engine.sizing import choose_sizes
 from jaxinfer.loading import load_pair
@@ -33,6 +35,7 @@ class LLM:
 
     Attributes:
         engine: What computes the answers.
+        engines: With copies of the model (`mesh`) one for each; the first is `engine`.
         tokenizer: Of the model; None if it was made from a decoder alone.
     """
 
@@ -77,9 +80,11 @@ class LLM:
                 that `jaxinfer calibrate softmax` wrote: unified where it fits.
             batch_invariant: Compute in the same shapes whatever shares the batch, so that the
                 answer of a request that is never preempted is the same to the bit. Slower.
-            mesh: Devices that share the model, as in `"tensor=2"`: each has a part of the heads,
-                of the feed-forward, of the vocabulary and of the cache. Or a `jax.sharding.Mesh`
-                with the axis `tensor`. Default: one device, or those of a decoder that is divided.
+            mesh: Devices that share the work, as in `"data=2,tensor=4"`, or a `jax.sharding.Mesh`
+                with these axes. Along `tensor`, each has a part of the heads, of the feed-forward,
+                of the vocabulary and of the cache; along `data` there are copies of model and
+                cache, each for `max_num_seqs` requests of its own. Default: one device, or those
+                of a decoder that is divided.
             progress: Called with (what is fetched or read, units done, units in all).
 
         Raises:
@@ -121,8 +126,14 @@ class LLM:
             implementation=implementation,
             batch_invariant=batch_invariant,
         )
+        arrivals = itertools.count()
         with room_for(sizes, decoder.part, decoder.devices):
-            self.engine = Engine(decoder, self.tokenizer, sizes)
+            self.engines = [
+                Engine(copy, self.tokenizer, sizes, arrivals=arrivals)
+                for copy in decoder.replicas()
+            ]
+        self.engine = self.engines[0]
+        self._requests = self.engine if len(self.engines) == 1 else Replicas(self.engines)
         self._inboxes: dict[str, deque[RequestOutput]] = {}
 
     def generate(
@@ -155,7 +166,7 @@ class LLM:
         batch = [self._encode(prompt) for prompt in _as_batch(prompts)]
         params = _one_each(sampling_params, len(batch))
         for (_, ids), param in zip(batch, params, strict=True):
-            self.engine.check_request(ids, param)
+            self._requests.check_request(ids, param)
         inbox: deque[RequestOutput] = deque()
         names: list[str] = []
         outputs: dict[str, RequestOutput] = {}
@@ -231,7 +242,7 @@ class LLM:
         """
         [params] = _one_each(sampling_params, 1)
         text, ids = self._encode(prompt)
-        self.engine.check_request(ids, params)
+        self._requests.check_request(ids, params)
         return self._stream(text, ids, params)
 
     def _stream(
@@ -265,22 +276,22 @@ class LLM:
         params: SamplingParams,
         inbox: deque[RequestOutput],
     ) -> str:
-        name = self.engine.add_request(ids, params, prompt=text)
+        name = self._requests.add_request(ids, params, prompt=text)
         self._inboxes[name] = inbox
         return name
 
     def _advance(self, inbox: deque[RequestOutput]) -> None:
         """Compute until something new is in `inbox`; what is for others goes to theirs."""
         while not inbox:
-            if not self.engine.has_work:
+            if not self._requests.has_work:
                 raise RuntimeError("the request was taken out of the engine by someone else")
-            for output in self.engine.step():
+            for output in self._requests.step():
                 if (box := self._inboxes.get(output.request_id)) is not None:
                     box.append(output)
 
     def _forget(self, names: list[str]) -> None:
         """End requests that nobody waits for any more."""
-        self.engine.discard(names)
+        self._requests.discard(names)
         for name in names:
             self._inboxes.pop(name, None)
 

@@ -155,6 +155,21 @@ class Decoder(nnx.Module):
         dtype = self.embed[...].dtype
         return Decoder.from_weights(self.config, weights.__getitem__, dtype=dtype, mesh=mesh)
 
+    def replicas(self) -> list["Decoder"]:
+        """The copies of a model along the mesh axis `data`, each for its own devices.
+
+        They share the arrays of this one; nothing is moved.
+        """
+        if self.parallel is None:
+            return [self]
+        leaves, structure = jax.tree.flatten(self)
+        copies = []
+        for part in self.parallel.replicas():
+            copy: Decoder = jax.tree.unflatten(structure, [part.of(array) for array in leaves])
+            copy.parallel = part
+            copies.append(copy)
+        return copies
+
     def canonical_weights(self) -> Iterator[tuple[str, jax.Array | np.ndarray]]:
         """Every weight under its canonical name; fused matrices are split again.
 

@@ -50,7 +50,7 @@ class Eval(Output):
     dtype: Dtype = "auto"
     """Of weights and cache; auto: bfloat16 on a GPU, float32 on a CPU."""
     mesh: Mesh = None
-    """Devices that share the model, as tensor=2; the axes data and seq are reserved."""
+    """Devices that share the model, as tensor=2."""
     json: bool = False
     """Print one JSON object."""
 
@@ -61,7 +61,7 @@ class Eval(Output):
 
         # Before anything is downloaded.
         check_sizes(self.window, self.stride, self.batch_size, self.max_tokens)
-        check_mesh(self.mesh)
+        check_mesh(self.mesh, copies=False)
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(self.model, reporter)
         model = load_weights(checkpoint, self.dtype, reporter, self.mesh)

@@ -63,7 +63,8 @@ class Model:
     softmax: str = "online"
     """Of decode attention: online, unified, or a file of jaxinfer calibrate softmax."""
     mesh: Mesh = None
-    """Devices that share the model, as tensor=2; the axes data and seq are reserved."""
+    """Devices that share the work, as tensor=2: parts of one model; or data=2: copies of it, each
+    for requests of its own; or both, as data=2,tensor=4."""
 
     def check(self) -> None:
         """Refuse sizes that suit no model, a mesh and a softmax, before one is fetched.
@@ -144,8 +145,12 @@ class Sampling:
         )
 
 
-def check_mesh(mesh: str | None) -> None:
+def check_mesh(mesh: str | None, *, copies: bool = True) -> None:
     """Refuse a mesh that cannot be made here, before a model is fetched.
+
+    Args:
+        mesh: Sizes of its axes, or None.
+        copies: Several copies of the model have something to do.
 
     Raises:
         ValueError: the message says what is wrong with it.
@@ -153,4 +158,5 @@ def check_mesh(mesh: str | None) -> None:
     if mesh is not None:
         from jaxinfer.models.parallel.parallel import model_mesh  # with it comes JAX
 
-        model_mesh(mesh)
+        if (size := model_mesh(mesh).shape["data"]) > 1 and not copies:
+            raise ValueError(f"one copy of the model is used here; leave out data={size}")

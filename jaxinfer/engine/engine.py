@@ -6,10 +6,11 @@ The host waits for the device only where the batch changes.
 """
 
 import dataclasses
+import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -61,13 +62,22 @@ class Engine:
     4
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer | None, config: EngineConfig):
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer | None,
+        config: EngineConfig,
+        *,
+        arrivals: Iterator[int] | None = None,
+    ):
         """Allocate the cache.
 
         Args:
             model: The decoder.
             tokenizer: Makes text of tokens; None: requests and answers are tokens only.
             config: Sizes.
+            arrivals: Numbers the requests, which decides the random numbers of those without a
+                seed; engines that share requests share it.
         """
         self.config, self.tokenizer = config, tokenizer
         self.metrics = EngineMetrics()
@@ -85,7 +95,7 @@ class Engine:
         self._buckets = config.buckets
         self._scheduler = Scheduler(self.pages, self._buckets)
         self._outbox = Outbox()
-        self._arrivals = 0
+        self._arrivals = itertools.count() if arrivals is None else arrivals
         self._in_flight: deque[_Group] = deque()
         self._rows: list[Request] | None = None  # of the device's state; None: to be set anew
         self._latest: set[Request] = set()  # of the latest rows that were set
@@ -128,13 +138,11 @@ class Engine:
             KVCacheFullError: the cache is too small for prompt and answer even alone.
         """
         ids = self._admission.check(prompt_token_ids, params)
-        name = str(self._arrivals) if request_id is None else request_id
+        arrival = next(self._arrivals)
+        name = str(arrival) if request_id is None else request_id
         if name in self._outbox:
             raise ValueError(f"request {name!r} is still unfinished; choose another request_id")
-        requests = self._admission.requests(
-            ids, params, name=name, text=prompt, arrival=self._arrivals
-        )
-        self._arrivals += 1
+        requests = self._admission.requests(ids, params, name=name, text=prompt, arrival=arrival)
         self._outbox.add(name, requests)
         self._scheduler.waiting.extend(requests)
         return name

@@ -18,6 +18,9 @@ from jaxinfer.sharding.rules import partition_spec
 class Parallel:
     """How a decoder is divided over the `tensor` axis of a mesh.
 
+    Along `data` there are copies (`replicas`). A call of the decoder itself computes the same on
+    each of them.
+
     Attributes:
         config: The whole model's shape.
         mesh: With the axes `data`, `seq` and `tensor`.
@@ -45,6 +48,21 @@ class Parallel:
     def devices(self) -> list[Any]:
         """Those of this process."""
         return list(self.mesh.local_devices)
+
+    def replicas(self) -> list["Parallel"]:
+        """The same division on each part of the mesh along `data`."""
+        return [
+            Parallel(self.config, Mesh(devices[None], self.mesh.axis_names))
+            for devices in self.mesh.devices
+        ]
+
+    def of(self, array: jax.Array) -> jax.Array:
+        """What the devices of this mesh hold of an array of a larger one, where it is copied."""
+        mine = set(self.mesh.devices.flat)
+        shards = [s.data for s in array.addressable_shards if s.device in mine]
+        assert isinstance(array.sharding, NamedSharding)
+        sharding = NamedSharding(self.mesh, array.sharding.spec)
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
 
     @property
     def heads(self) -> HeadDivision:
@@ -118,15 +136,20 @@ def model_mesh(mesh: str | Mesh) -> Mesh:
         mesh: As in `sharding.mesh.make_mesh`.
 
     Raises:
-        ValueError: as in `make_mesh`, or an axis along which models are not divided yet.
+        ValueError: as in `make_mesh`, an axis along which models are not divided yet, or copies
+            of a model in one program of several processes.
     """
     mesh = make_mesh(mesh)
-    for axis in (DATA, SEQ):
-        if mesh.shape[axis] > 1:
-            raise ValueError(
-                f"models are divided along the mesh axis {TENSOR} only, not yet along {axis}; "
-                f"got {axis}={mesh.shape[axis]}"
-            )
+    if (size := mesh.shape[SEQ]) > 1:
+        raise ValueError(
+            f"models are divided along the mesh axes {DATA} and {TENSOR}, not yet along {SEQ}; "
+            f"got {SEQ}={size}"
+        )
+    if (size := mesh.shape[DATA]) > 1 and jax.process_count() > 1:
+        raise ValueError(
+            f"copies of a model are driven by one process, and there are {jax.process_count()}; "
+            f"got {DATA}={size}; run programs that know nothing of each other instead"
+        )
     return mesh
 
 

@@ -1,6 +1,7 @@
 """The engine on several devices answers as on one."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxinfer.engine import sizing
+from jaxinfer.engine.replicas import Replicas
 from jaxinfer.engine.sizing import reads_only_lengths
 from jaxinfer.llm import LLM
 from jaxinfer.models.config import DecoderConfig
@@ -42,7 +44,8 @@ def llm(name: str, mesh: str | Mesh | None, **options) -> LLM:
     sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 128,
              "num_gpu_blocks_override": 20, "block_size": 16}  # fmt: skip
     made = LLM((decoder(name), None), mesh=mesh, **(sizes | options))  # type: ignore[arg-type]
-    made.engine._checked = True
+    for engine in made.engines:
+        engine._checked = True
     return made
 
 
@@ -137,12 +140,80 @@ def test_a_mesh_and_a_decoder_that_is_divided():
     [
         ("tensor=9", "needs 9 devices; there are 8; XLA_FLAGS=.*count=9 divides a CPU"),
         ("seq=2", "not yet along seq; got seq=2"),
-        ("data=2,tensor=2", "not yet along data; got data=2"),
+        ("data=3,tensor=3", "needs 9 devices"),
     ],
 )
 def test_meshes_that_are_refused(mesh, message):
     with pytest.raises(ValueError, match=message):
         llm("qwen2", mesh)
+
+
+def test_copies_of_a_model_share_the_requests():
+    """Random numbers are those of one engine, whichever copy answers."""
+    one, made = llm("qwen2", None), llm("qwen2", "data=3,tensor=2", max_num_seqs=1)
+    params = SamplingParams(temperature=1.0, max_tokens=12, n=2)
+    asked = questions("qwen2")
+    want, got = one.generate(asked, params), made.generate(asked, params)
+    for mine, theirs in zip(got, want, strict=True):
+        pairs = zip(mine.outputs, theirs.outputs, strict=True)
+        assert all(a.token_ids == b.token_ids for a, b in pairs)
+    assert [engine.metrics.requests for engine in made.engines] == [4, 4, 2]
+    held = [engine.runner._pages[0][0].sharding.device_set for engine in made.engines]
+    assert held == [set(jax.devices()[i : i + 2]) for i in (0, 2, 4)]
+
+
+def test_copies_share_the_arrays_of_the_weights():
+    model = decoder("qwen2").divide("data=2,tensor=2")
+    copies = model.replicas()
+    assert len(copies) == 2
+    for array, *parts in zip(*map(jax.tree.leaves, (model, *copies)), strict=True):
+        shards = {s.device: s.data.unsafe_buffer_pointer() for s in array.addressable_shards}
+        for part in parts:
+            for shard in part.addressable_shards:
+                assert shard.data.unsafe_buffer_pointer() == shards.pop(shard.device)
+        assert not shards
+
+
+def test_streams_and_names_over_copies():
+    made = llm("qwen2", "data=2")
+    streams = [made.stream(prompt, GREEDY) for prompt in questions("qwen2")[:3]]
+    found = [[], [], []]
+    for _ in range(40):
+        for stream, ids in zip(streams, found, strict=True):
+            for output in itertools.islice(stream, 1):
+                ids += output.outputs[0].token_ids
+    assert found == expected("qwen2")[:3]
+    shared = Replicas(made.engines)
+    assert not shared.has_work
+    for name in ("a", "b", "c"):
+        shared.add_request([1, 2, 3], GREEDY, request_id=name)
+    with pytest.raises(ValueError, match="request 'b' is still unfinished"):
+        shared.add_request([1], GREEDY, request_id="b")
+    shared.abort("a")
+    shared.discard(["b", "unknown"])
+    ended = {}
+    while shared.has_work:
+        shared.check_invariants()
+        ended |= {o.request_id: o.outputs[0].finish_reason for o in shared.step() if o.finished}
+    assert ended == {"a": "abort", "c": "length"}
+    assert shared.metrics.requests == sum(engine.metrics.requests for engine in made.engines)
+    assert shared.config.page_size == 16
+
+
+def test_an_error_loses_nothing_that_another_copy_has_delivered(monkeypatch):
+    made = llm("qwen2", "data=2")
+    shared = Replicas(made.engines)
+    for _ in range(2):
+        shared.add_request([1, 2, 3], GREEDY)
+    with monkeypatch.context() as patch:
+        patch.setattr(made.engines[1].runner, "prefill", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shared.step()
+    ids: dict[str, list[int]] = {}
+    while shared.has_work:
+        for output in shared.step():
+            ids.setdefault(output.request_id, []).extend(output.outputs[0].token_ids)
+    assert [len(tokens) for tokens in ids.values()] == [24, 24]
 
 
 def test_a_cache_is_sized_by_what_one_device_holds(monkeypatch):
