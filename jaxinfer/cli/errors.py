@@ -67,9 +67,13 @@ def report(error: BaseException, *, debug: bool) -> int:
     """Write an error to standard error; the exit code to end with."""
     if debug:
         traceback.print_exception(error)
-    message = "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {message(error)}", file=sys.stderr, flush=True)
     return exit_code(error)
+
+
+def message(error: BaseException) -> str:
+    """What `report` says of an error."""
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else one_line(error)
 
 
 def silence_stdout() -> None:

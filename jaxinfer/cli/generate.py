@@ -4,17 +4,21 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from jaxinfer.cli import plan
 from jaxinfer.cli.answer import Answer, stream_answer
 from jaxinfer.cli.errors import UsageError
 from jaxinfer.cli.loading import open_model, start_engine
 from jaxinfer.cli.options import Model, Output, Sampling
+from jaxinfer.cli.processes import Processes
 from jaxinfer.progress import CompileWatch, Reporter
 
 if TYPE_CHECKING:
+    from jaxinfer.distributed.group import Group
     from jaxinfer.llm import LLM
     from jaxinfer.models.tokenizer.tokenizer import Tokenizer
     from jaxinfer.outputs import RequestOutput
@@ -25,6 +29,7 @@ jaxinfer generate "Why is the sky blue?"
 jaxinfer generate --raw "Once upon a time" --max-tokens 50 --temperature 0.8 --seed 1
 cat question.txt | jaxinfer generate - --model model.gguf
 jaxinfer generate "One?" "Two?" "Three?" --json
+srun jaxinfer generate "Why is the sky blue?" --distributed
 """
 
 
@@ -51,25 +56,53 @@ class Generate(Output):
     """Print an answer when it is complete."""
     model: Model = dataclasses.field(default_factory=Model)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    processes: Processes = dataclasses.field(default_factory=Processes)
 
     def run(self) -> int:
         """Do it; the exit code."""
         # Wrong values are found before anything is downloaded.
         self.sampling.params({})
-        self.model.check()
+        with self.processes.joined(debug=self.debug) as group:
+            if group is None or group.is_first:
+                self._lead(group)
+            else:
+                self._follow(group)
+        return 0
+
+    def _lead(self, group: "Group | None") -> None:
+        """Answer, and let the other processes compute the same."""
+        model = self.model
+        if group is not None and model.mesh is None:
+            model = dataclasses.replace(model, mesh=plan.whole_mesh())
+        model.check()
         prompts = self._read_prompts()
         reporter = self.reporter()
-        checkpoint, tokenizer = open_model(self.model.model, reporter)
+        checkpoint, tokenizer = open_model(model.model, reporter)
         params = self.sampling.params(checkpoint.generation.sampling)
         ids = [self._encode(tokenizer, prompt) for prompt in prompts]
-        llm = start_engine(checkpoint, tokenizer, self.model, reporter)
-        if len(prompts) == 1 and not self.json and not self.no_stream:
-            _stream(llm, ids[0], params, reporter)
+        streams = len(prompts) == 1 and not self.json and not self.no_stream
+        if group is not None:
+            plan.give(group, plan.Plan(model, params, ids, streams), checkpoint)
+        llm = start_engine(checkpoint, tokenizer, model, reporter)
+        if group is not None:
+            plan.check_sizes(group, llm)
+        if streams:
+            _stream(llm, ids[0], params, reporter, _write)
         else:
             outputs = _batch(llm, ids, params, reporter)
             for prompt, output in zip(prompts, outputs, strict=True):
                 self._show(prompt, output, several=len(prompts) > 1)
-        return 0
+
+    def _follow(self, group: "Group") -> None:
+        """Compute what process 0 computes, and write nothing."""
+        reporter = Reporter(mode="off")
+        checkpoint, tokenizer, received = plan.take(group, self.model, reporter)
+        llm = start_engine(checkpoint, tokenizer, received.model, reporter)
+        plan.check_sizes(group, llm)
+        if received.streams:
+            _stream(llm, received.prompts[0], received.params, reporter, lambda _: None)
+        else:
+            _batch(llm, received.prompts, received.params, reporter)
 
     def _read_prompts(self) -> list[str]:
         if self.chat and self.raw:
@@ -116,13 +149,19 @@ def _read_stdin() -> str:
         raise UsageError(f"standard input is not UTF-8 text (byte {error.start})") from None
 
 
-def _stream(llm: "LLM", ids: list[int], params: "SamplingParams", reporter: Reporter) -> None:
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _stream(
+    llm: "LLM",
+    ids: list[int],
+    params: "SamplingParams",
+    reporter: Reporter,
+    write: Callable[[str], None],
+) -> None:
     answer = Answer()
-
-    def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
     try:
         stream_answer(llm, ids, params, write, reporter, answer)
     finally:

@@ -1,0 +1,79 @@
+"""Connect this process with the others."""
+
+import concurrent.futures
+import os
+import threading
+from typing import Any
+
+import jax
+
+# JAX's own limits come after ours, which end in a line instead of a stack trace.
+_LATER_S = 30
+
+
+def initialize(
+    *,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    initialization_timeout_s: int,
+    heartbeat_timeout_s: int,
+) -> None:
+    """`jax.distributed.initialize`, with a time limit that ends in an exception.
+
+    Args:
+        coordinator: Address and port of process 0; None: from the launcher.
+        num_processes: In all; None: from the launcher.
+        process_id: Of this one; None: from the launcher.
+        initialization_timeout_s: All processes have to come within so long.
+        heartbeat_timeout_s: JAX takes a process for dead after twice as long; `Watch` after this.
+
+    Raises:
+        ValueError: no launcher that JAX knows, or numbers that do not fit together.
+        TimeoutError: the coordinator was not reached, or not by all. JAX still tries, so the
+            process has to be ended.
+        RuntimeError: JAX has been used already.
+    """
+    # For programs that save their state it catches SIGTERM, so that a job could not be ended by it.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        # Process 0 alone writes it, and hosts may have folders of their own: some processes would
+        # wait for one that compiles, or for tuning that another did not do.
+        jax.config.update("jax_compilation_cache_dir", "")
+    done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+    def connect() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator, num_processes, process_id,
+                initialization_timeout=initialization_timeout_s + _LATER_S,
+                heartbeat_timeout_seconds=2 * heartbeat_timeout_s + _LATER_S,
+            )  # fmt: skip
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    # In a thread: Ctrl-C is not noticed inside of the call.
+    threading.Thread(target=connect, name="connect", daemon=True).start()
+    try:
+        done.result(timeout=initialization_timeout_s)
+    except TimeoutError:
+        raise TimeoutError(
+            _too_late(coordinator, num_processes, process_id, initialization_timeout_s)
+        ) from None
+    except ValueError as error:
+        if "defined" not in str(error):
+            raise
+        raise ValueError(
+            "no launcher that JAX knows has started this process (Slurm, Open MPI, Kubernetes); "
+            "give --coordinator, --num-processes and --process-id"
+        ) from error
+
+
+def _too_late(coordinator: str | None, count: Any, number: Any, seconds: int) -> str:
+    where = "the coordinator" if coordinator is None else f"the coordinator {coordinator}"
+    of = "all processes" if count is None else f"all {count} processes"
+    if number == 0:
+        return f"not {of} have reached {where}, which is this process, within {seconds} s"
+    return f"{where} was not reached within {seconds} s, or not by {of}"

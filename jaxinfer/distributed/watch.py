@@ -1,0 +1,95 @@
+"""A thread that ends this process when another one has failed or died.
+
+A process that waits in a collective for one that is gone may wait for ever: NCCL does. JAX's own
+heartbeats end it then, but with a stack trace and without saying who was lost or why. So every
+process counts up a number of its own in the coordinator's store, says there why it fails, and reads
+what the others say.
+"""
+
+import os
+import threading
+import time
+
+from jaxinfer.distributed import last_words
+from jaxinfer.distributed.store import Store
+
+FAILED = 1
+_BEATS, _REASONS = "jaxinfer/beats", "jaxinfer/reasons"
+
+
+class Watch:
+    """Beats, and listens to the beats of others, until it is stopped."""
+
+    def __init__(self, store: Store, index: int, count: int, timeout_s: float):
+        """Begin.
+
+        Args:
+            store: That all processes share.
+            index: Of this process.
+            count: Of processes.
+            timeout_s: A process whose number stands still for so long is lost.
+        """
+        self._store, self._index, self._count, self._timeout_s = store, index, count, timeout_s
+        self.interval_s = min(1.0, timeout_s / 10)
+        self._stopped = threading.Event()
+        self._leaving = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, before the coordinator is disconnected."""
+        self._stopped.set()
+        self._thread.join()
+
+    def claim(self) -> None:
+        """Let only the first of the threads that want to end the process do so.
+
+        Its error is the only one that is written.
+        """
+        if not self._leaving.acquire(blocking=False):
+            threading.Event().wait()  # the other one is about to end everything
+        last_words.be_silent()
+
+    def tell(self, reason: str) -> None:
+        """Say why this process fails, and give the others time to read it."""
+        self._store.put(f"{_REASONS}/{self._index}", reason)
+        self._let_others_read()
+
+    def _run(self) -> None:
+        beats = 0
+        heard: dict[int, tuple[str | None, float]] = {}
+        while not self._stopped.wait(self.interval_s if beats else 0):
+            beats += 1
+            try:
+                self._store.put(f"{_BEATS}/{self._index}", str(beats))
+                reasons, numbers = self._store.listing(_REASONS), self._store.listing(_BEATS)
+            except Exception:
+                if not self._stopped.is_set():
+                    self._leave("process 0, the coordinator, cannot be reached any more")
+                return
+            others = [number for number in range(self._count) if number != self._index]
+            now = time.monotonic()
+            for number in others:
+                if (reason := reasons.get(str(number))) is not None:
+                    self._leave(f"process {number} has failed: {reason}")
+                    return
+                beat = numbers.get(str(number))
+                known, since = heard.get(number, (None, now))
+                heard[number] = (beat, now if beat != known else since)
+                if now - heard[number][1] > self._timeout_s:
+                    self._leave(
+                        f"process {number} has not answered for {self._timeout_s:g} s; "
+                        "it has died, or the network is down"
+                    )
+                    return
+
+    def _leave(self, message: str) -> None:
+        self.claim()
+        os.write(2, f"error: {message}\n".encode())
+        self._let_others_read()
+        # Whoever waits in a collective cannot be reached by an exception.
+        os._exit(FAILED)
+
+    def _let_others_read(self) -> None:
+        if self._index == 0:  # the coordinator ends with this process
+            time.sleep(2.5 * self.interval_s)
