@@ -85,8 +85,9 @@ class Processes:
             group.finish()
         except BaseException as error:
             # Not further: at exit JAX waits for the other processes, and they may wait for us.
-            if group is not None:
-                group.watch.claim()
+            from jaxinfer.distributed import last_words
+
+            last_words.claim()
             code = errors.report(_known(error), debug=debug)
             with contextlib.suppress(Exception):
                 sys.stdout.flush()

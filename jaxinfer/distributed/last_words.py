@@ -1,4 +1,4 @@
-"""A line after JAX has aborted the process.
+"""The one line of an error with which the process ends, also where JAX aborts it.
 
 Where the coordinator dies, or refuses this process, JAX writes a stack trace and calls `abort`. It
 takes a callback instead, which cannot be used: with JAX 0.11.2 its argument has no Python type.
@@ -7,11 +7,15 @@ takes a callback instead, which cannot be used: with JAX 0.11.2 its argument has
 import ctypes
 import os
 import signal
+import threading
+import time
 
-_message = (
+_MESSAGE = (
     b"error: JAX has ended this process: process 0 has died or cannot be reached, or two processes "
     b"have the same id; what JAX says of it stands above\n"
 )
+
+_WRITING_S = 1.0  # for an error that another thread is writing
 
 
 def speak_on_abort() -> None:
@@ -23,15 +27,21 @@ def speak_on_abort() -> None:
     _SIGNAL(signal.SIGABRT, handler)
 
 
-def be_silent() -> None:
-    """An error has been written already; `abort` ends the process all the same."""
-    global _message
-    _message = b""
+def claim() -> None:
+    """Let only the first of the threads that want to end the process go on and say why.
+
+    The others wait here until it has done so.
+    """
+    if not _claimed.acquire(blocking=False):
+        threading.Event().wait()
 
 
 def _speak(number: int) -> None:
     del number
-    os.write(2, _message)
+    if _claimed.acquire(blocking=False):
+        os.write(2, _MESSAGE)
+    else:
+        time.sleep(_WRITING_S)
     os._exit(1)
 
 
@@ -39,3 +49,4 @@ _SIGNAL = ctypes.CDLL(None).signal
 _SIGNAL.argtypes = [ctypes.c_int, ctypes.CFUNCTYPE(None, ctypes.c_int)]
 _SIGNAL.restype = ctypes.c_void_p
 _KEPT: list[object] = []
+_claimed = threading.Lock()

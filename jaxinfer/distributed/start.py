@@ -11,6 +11,10 @@ import jax
 _LATER_S = 30
 
 
+class UnreachableError(RuntimeError):
+    """The processes did not find each other."""
+
+
 def initialize(
     *,
     coordinator: str | None,
@@ -30,8 +34,8 @@ def initialize(
 
     Raises:
         ValueError: no launcher that JAX knows, or numbers that do not fit together.
-        TimeoutError: the coordinator was not reached, or not by all. JAX still tries, so the
-            process has to be ended.
+        UnreachableError: process 0 cannot listen, or was not reached in time by all. JAX still
+            tries, so the process has to be ended.
         RuntimeError: JAX has been used already.
     """
     # For programs that save their state it catches SIGTERM, so that a job could not be ended by it.
@@ -59,7 +63,7 @@ def initialize(
     try:
         done.result(timeout=initialization_timeout_s)
     except TimeoutError:
-        raise TimeoutError(
+        raise UnreachableError(
             _too_late(coordinator, num_processes, process_id, initialization_timeout_s)
         ) from None
     except ValueError as error:
@@ -68,6 +72,13 @@ def initialize(
         raise ValueError(
             "no launcher that JAX knows has started this process (Slurm, Open MPI, Kubernetes); "
             "give --coordinator, --num-processes and --process-id"
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "start RPC server" not in str(error):
+            raise
+        raise UnreachableError(
+            "process 0 cannot listen on the coordinator's port; another program may have it, "
+            f"perhaps a process 0 of its own{'' if coordinator is None else f' ({coordinator})'}"
         ) from error
 
 

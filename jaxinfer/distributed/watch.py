@@ -32,7 +32,6 @@ class Watch:
         self._store, self._index, self._count, self._timeout_s = store, index, count, timeout_s
         self.interval_s = min(1.0, timeout_s / 10)
         self._stopped = threading.Event()
-        self._leaving = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         self._thread.start()
 
@@ -40,15 +39,6 @@ class Watch:
         """End the thread, before the coordinator is disconnected."""
         self._stopped.set()
         self._thread.join()
-
-    def claim(self) -> None:
-        """Let only the first of the threads that want to end the process do so.
-
-        Its error is the only one that is written.
-        """
-        if not self._leaving.acquire(blocking=False):
-            threading.Event().wait()  # the other one is about to end everything
-        last_words.be_silent()
 
     def tell(self, reason: str) -> None:
         """Say why this process fails, and give the others time to read it."""
@@ -84,7 +74,7 @@ class Watch:
                     return
 
     def _leave(self, message: str) -> None:
-        self.claim()
+        last_words.claim()
         os.write(2, f"error: {message}\n".encode())
         self._let_others_read()
         # Whoever waits in a collective cannot be reached by an exception.

@@ -1,0 +1,65 @@
+"""Run `jaxinfer generate --distributed` in two processes on the loopback."""
+
+import contextlib
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+
+from tests.cli.command import REPOSITORY, command
+
+LONGEST_S = 120
+
+
+def free_address() -> str:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def environment(devices: int) -> dict[str, str]:
+    """That of a process with so many CPU devices, which keeps nothing that it compiles."""
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": "",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+
+
+def one(address: str, number: int, devices: int, *arguments: str) -> subprocess.Popen[str]:
+    """Start one of two processes."""
+    joined = ("--distributed", "--coordinator", address, "--num-processes", "2")
+    return subprocess.Popen(
+        command("generate", *arguments, *joined, "--process-id", str(number)),
+        cwd=REPOSITORY, env=environment(devices), text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def two(
+    *arguments: str, devices: int = 1, follower: Sequence[str] | None = None
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """Two processes with the same arguments, or others for the second; they end with the block."""
+    address = free_address()
+    running = [
+        one(address, number, devices, *(arguments if not number or follower is None else follower))
+        for number in range(2)
+    ]
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.kill()  # also a stopped one
+            process.wait()
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+
+
+def ends(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors, once it has ended; Gloo's greetings left out."""
+    output, errors = process.communicate(timeout=LONGEST_S)
+    lines = (line for line in errors.splitlines() if not line.startswith("[Gloo]"))
+    return process.returncode, output, "\n".join(lines)

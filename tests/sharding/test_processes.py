@@ -1,0 +1,156 @@
+"""`jaxinfer generate --distributed` in two processes: their answers, and how they end."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.cli.command import run, write_tiny_model
+from tests.paths import model_path, needs_model
+from tests.sharding.processes import ends, environment, free_address, one, two
+
+PROMPTS = ("Hello there", "And")
+LENGTH = ("--raw", "--ignore-eos", "--max-tokens")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """9 query and 3 KV heads, which neither 2 nor 8 devices divide."""
+    folder = tmp_path_factory.mktemp("models") / "nine"
+    return str(write_tiny_model(folder, num_heads=9, num_kv_heads=3, max_position_embeddings=4096))
+
+
+@pytest.fixture(scope="module")
+def alone(model) -> list[list[int]]:
+    """Tokens that one process finds on one device."""
+    done = run("generate", "--model", model, *LENGTH, "20", "--json", *PROMPTS,
+               environment=environment(1))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return tokens(done.stdout)
+
+
+def tokens(output: str) -> list[list[int]]:
+    return [json.loads(line)["token_ids"] for line in output.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
+def test_greedy_tokens_are_those_of_one_process(model, alone, devices):
+    """Over all devices, two or eight; the second process has neither prompts nor options."""
+    with two(
+        "--model", model, *LENGTH, "20", "--json", *PROMPTS,
+        devices=devices, follower=["--model", model],
+    ) as (first, second):  # fmt: skip
+        code, output, errors = ends(first)
+        assert code == 0, errors
+        assert tokens(output) == alone
+        assert ends(second) == (0, "", "")
+
+
+@pytest.mark.slow
+def test_the_first_process_streams(model):
+    """A sampled answer: all processes draw the same random numbers."""
+    arguments = ("--model", model, *LENGTH, "30", "--temperature", "1", "--seed", "3", PROMPTS[0])
+    with two(*arguments) as (first, second):
+        code, output, errors = ends(first)
+        assert code == 0, errors
+        assert "30 tokens" in errors
+        assert output == run("generate", *arguments, environment=environment(1)).stdout
+        assert ends(second) == (0, "", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("which", "how", "code", "message"),
+    [
+        (1, signal.SIGKILL, 1, "error: the connection to another process was lost"),
+        (1, signal.SIGTERM, 1, "error: the connection to another process was lost"),
+        # The only case that Gloo does not notice; with NCCL all are like it.
+        (1, signal.SIGSTOP, 1, "error: process 1 has not answered for 5 s"),
+        (0, signal.SIGKILL, 1, "error: "),
+        (0, signal.SIGINT, 1, "error: process 0 has failed: interrupted"),
+    ],
+)
+def test_a_stream_that_loses_a_process_ends(model, which, how, code, message):
+    """The text has begun to come; the other process ends in time, with one line of ours."""
+    with two("--model", model, *LENGTH, "4000", "Hello", "--heartbeat-timeout", "5") as running:
+        assert running[0].stdout is not None
+        assert running[0].stdout.read(1)
+        running[which].send_signal(how)
+        start = time.monotonic()
+        got, _, errors = ends(running[1 - which])
+        assert time.monotonic() - start < 30
+        assert got == code, errors
+        said = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1, errors
+        assert said[0].startswith(message)
+        if how == signal.SIGINT:
+            assert ends(running[0])[0] == 130
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_the_error_of_all(model, tmp_path):
+    other = str(write_tiny_model(tmp_path / "other", num_heads=4, num_kv_heads=2))
+    with two("--model", model, "Hello", follower=["--model", other]) as (first, second):
+        code, _, errors = ends(second)
+        assert code == 2
+        assert "error: the model differs: process 0 has DecoderConfig(" in errors
+        code, _, errors = ends(first)
+        assert code == 1
+        assert "error: process 1 has failed: the model differs" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (0, "error: not all 2 processes have reached the coordinator {}, which is this process,"),
+        (1, "error: the coordinator {} was not reached within 3 s, or not by all 2 processes"),
+    ],
+)
+def test_processes_that_do_not_come_are_not_waited_for(model, number, message):
+    address = free_address()
+    process = one(address, number, 1, "--model", model, "Hello", "--initialization-timeout", "3")
+    try:
+        code, output, errors = ends(process)
+    finally:
+        process.kill()
+    assert (code, output) == (1, "")
+    assert errors.startswith(message.format(address))
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--process-id", "1"), "--process-id needs --distributed"),
+        (("--distributed", "--num-processes", "2", "--process-id", "2"),
+         "--process-id must be at least 0 and below 2; got 2"),
+        (("--distributed", "--coordinator", "host"), "--coordinator must be HOST:PORT; got 'host'"),
+        (("--distributed", "--coordinator", "host:99999"), "--coordinator must be HOST:PORT"),
+        (("--distributed", "--heartbeat-timeout", "0"), "--heartbeat-timeout must be positive"),
+        (("--distributed",), "give --coordinator, --num-processes and --process-id"),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_fit_together(arguments, message):
+    done = run("generate", "Hello", *arguments, environment=environment(1))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@needs_model("smollm2")
+def test_a_real_model_on_two_processes():
+    """SmolLM2: every process reads its own parts from the file."""
+    arguments = ("--model", str(model_path("smollm2")), "--raw", "The capital of France is",
+                 "--max-tokens", "12", "--json", "--max-model-len", "128")  # fmt: skip
+    done: subprocess.CompletedProcess[str] = run("generate", *arguments, environment=environment(1))
+    with two(*arguments) as (first, second):
+        code, output, errors = ends(first)
+        assert code == 0, errors
+        assert tokens(output) == tokens(done.stdout)
+        assert ends(second)[0] == 0
