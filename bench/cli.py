@@ -15,6 +15,7 @@ Examples:
   python -m bench run --op decode_attention
   python -m bench run --op attention --impl dispatch,cudnn --case "llama-3-8b b1" --json out.json
   python -m bench run --e2e decode
+  python -m bench run --op ring_attention --devices 2
   python -m bench plot --op decode_attention
   python -m bench tables
 """
@@ -38,6 +39,8 @@ class Run:
     """Only cases with this tag."""
     repeats: int = 20
     """Timed calls of each."""
+    devices: int | None = None
+    """Devices of ring_attention; default: all."""
     json: Path | None = None
     """Put the rows into this file too; those already there stay unless measured again."""
     save: bool = False
@@ -55,7 +58,9 @@ class Run:
         machine = rows.Machine.here(self.commit)
         report = Report()
         for op in names:
-            cases = registry.select(registry.cases_of(op), tag=self.tag, words=self.case.split())
+            cases = registry.select(
+                registry.cases_of(op, devices=self.devices), tag=self.tag, words=self.case.split()
+            )
             if not cases:
                 raise ValueError(f"no case of {op} has tag {self.tag!r} and words {self.case!r}")
             wanted = [name for name in self.impl.split(",") if name]

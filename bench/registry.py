@@ -13,20 +13,30 @@ OPS = (
     "rope_kv_write",
     "add_rms_norm",
     "flat_matmul",
+    "ring_attention",
     "e2e_prefill",
     "e2e_decode",
 )
 
 
-def cases_of(op: str) -> list[Case]:
+def cases_of(op: str, *, devices: int | None = None) -> list[Case]:
     """The cases of an op.
 
+    Args:
+        op: Its name.
+        devices: On how many, for ops over several; None: all.
+
     Raises:
-        ValueError: there is no such op.
+        ValueError: there is no such op, or it is one of a single device.
     """
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}; {_hint(op, OPS)}")
-    return importlib.import_module(f"bench.cases.{op}").cases()
+    cases = importlib.import_module(f"bench.cases.{op}").cases
+    if devices is None:
+        return cases()
+    if op != "ring_attention":
+        raise ValueError(f"{op} runs on one device; devices are for ring_attention")
+    return cases(devices)
 
 
 def select(cases: Iterable[Case], *, tag: str, words: Sequence[str]) -> list[Case]:
