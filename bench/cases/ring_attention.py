@@ -105,9 +105,8 @@ class RingCase:
                 "ring_attention", implementation, f"{jax.device_count()} devices", "2 or more"
             )
         arrays = self._arrays()
-        ours: Callable[..., Any] = functools.partial(
-            ring_attention, axis_name=_AXIS, placement=self._placement, is_causal=self.is_causal
-        )
+        options: dict[str, Any] = {"placement": self._placement, "is_causal": self.is_causal}
+        ours: Any = functools.partial(ring_attention, axis_name=_AXIS, **options)
         if implementation == "xla":
             call = self._sharded(self._gathered)
             placed = self._put(arrays, "contiguous")
