@@ -7,9 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.engine.config import EngineConfig
+from jaxinfer.engine.config import EngineConfig, check_sizes
 from jaxinfer.errors import KVCacheFullError
-from jaxinfer.models.cache import PAGE_SIZES
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
@@ -41,21 +40,12 @@ def choose_sizes(
             share of memory outside of (0, 1].
         KVCacheFullError: nothing is left for the cache beside the weights.
     """
-    if not 0 < gpu_memory_utilization <= 1:
-        raise ValueError(
-            f"gpu_memory_utilization must be more than 0 and at most 1; "
-            f"got {gpu_memory_utilization}"
-        )
-    asked = {
-        "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens, "steps_per_sync": steps_per_sync,
-        "num_gpu_blocks_override": num_gpu_blocks_override,
-    }  # fmt: skip
-    for name, value in asked.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be positive; got {value}")
-    if block_size not in PAGE_SIZES:
-        raise ValueError(f"block_size must be one of {PAGE_SIZES}; got {block_size}")
+    check_sizes(
+        max_model_len=max_model_len, max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens, block_size=block_size,
+        gpu_memory_utilization=gpu_memory_utilization,
+        num_gpu_blocks_override=num_gpu_blocks_override, steps_per_sync=steps_per_sync, seed=seed,
+    )  # fmt: skip
     config = model.config
     on_cpu = jax.default_backend() == "cpu"
     longest = config.max_position_embeddings
