@@ -88,9 +88,7 @@ class Processes:
             from jaxinfer.distributed import last_words
 
             last_words.claim()
-            code = errors.report(_known(error), debug=debug)
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
+            code = _report(error, debug=debug)
             if group is not None:
                 with contextlib.suppress(Exception):
                     group.watch.tell(errors.message(_known(error)))
@@ -124,6 +122,15 @@ def _keep_stdout() -> None:
         ours, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors,
         buffering=1 if sys.stdout.isatty() else -1,
     )  # fmt: skip
+
+
+def _report(error: BaseException, *, debug: bool) -> int:
+    """As `main` does, which this error does not reach."""
+    if isinstance(error, BrokenPipeError):
+        return errors.FAILED
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    return errors.report(_known(error), debug=debug)
 
 
 def _known(error: BaseException) -> BaseException:

@@ -81,5 +81,6 @@ class Watch:
         os._exit(FAILED)
 
     def _let_others_read(self) -> None:
-        if self._index == 0:  # the coordinator ends with this process
-            time.sleep(2.5 * self.interval_s)
+        # With process 0 ends the coordinator; with any, connections, of which others would hear
+        # first.
+        time.sleep(2.5 * self.interval_s)

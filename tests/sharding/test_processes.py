@@ -71,6 +71,7 @@ def test_the_first_process_streams(model):
         (1, signal.SIGSTOP, 1, "error: process 1 has not answered for 5 s"),
         (0, signal.SIGKILL, 1, "error: "),
         (0, signal.SIGINT, 1, "error: process 0 has failed: interrupted"),
+        (1, signal.SIGINT, 1, "error: process 1 has failed: interrupted"),
     ],
 )
 def test_a_stream_that_loses_a_process_ends(model, which, how, code, message):
@@ -87,7 +88,7 @@ def test_a_stream_that_loses_a_process_ends(model, which, how, code, message):
         assert len(said) == 1, errors
         assert said[0].startswith(message)
         if how == signal.SIGINT:
-            assert ends(running[0])[0] == 130
+            assert ends(running[which])[0] == 130
 
 
 @pytest.mark.slow
