@@ -57,7 +57,7 @@ def measure(spec: MatmulSpec, tilings: Sequence[Config]) -> Times:
     }
     for tiling in tilings:
         calls[tiling] = functools.partial(matmul, **options, implementation="mosaic", config=tiling)
-    x, first, bias = make_inputs(spec, jax.random.key(0))
+    x, first, bias, _ = make_inputs(spec, jax.random.key(0))
     want = jax.jit(functools.partial(matmul_reference, **options))(x, first, bias)
     compiled = {}
     for tiling, call in calls.items():

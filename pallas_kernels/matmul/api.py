@@ -22,13 +22,14 @@ def matmul(
     x: Float[Array, "*B K"],
     weight: Float[Array, "K N"] | Float[Array, "N K"],
     bias: Float[Array, "N"] | None = None,
+    residual: Float[Array, "*B out"] | None = None,
     *,
     transposed: bool = False,
     gate: Gate | None = None,
     implementation: Implementation = None,
     config: Config | None = None,
 ) -> Float[Array, "*B out"]:
-    """Multiply tokens by a weight, with what often follows: a bias, a gate.
+    """Multiply tokens by a weight, with what often follows: a bias, a gate, a residual.
 
     Made for decoding, where few tokens meet a large weight and reading it takes all the time
     (FlashDecoding++, section 4: flat GEMM).
@@ -37,6 +38,7 @@ def matmul(
         x: `[…, K]` tokens; float32, bfloat16 or float16.
         weight: `[K, N]`, or `[N, K]` if `transposed`; the dtype of x.
         bias: `[N]`, added to the product.
+        residual: The shape and dtype of the result, added to it at the end.
         transposed: The weight is stored `[N, K]`.
         gate: The columns are two halves, and the result is `activation(first) · second`:
             `"silu"` or `"gelu_tanh"`.
@@ -53,28 +55,32 @@ def matmul(
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
 
-    Numerics: accumulated in float32. `mosaic` rounds once, after bias and gate; `xla` rounds the
-    product before they follow.
+    Numerics: accumulated in float32. `mosaic` rounds once, after all that follows; `xla` rounds the
+    product before.
 
     Memory: `mosaic` reads the weight once, and the tokens once per CTA (from the L2 cache).
 
     >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), gate="silu").shape
     (2, 2)
     """
-    _check(x, weight, bias, transposed, gate)
+    _check(x, weight, bias, residual, transposed, gate)
     K, N = weight.shape[::-1] if transposed else weight.shape
     M = math.prod(x.shape[:-1])
     device = current_device()
     choice = configs.choose_config(
         device, M=M, K=K, N=N, gated=gate is not None, transposed=transposed
     )
-    arrays, options = (x, weight, bias), {"transposed": transposed, "gate": gate}
+    arrays, options = (x, weight, bias, residual), {"transposed": transposed, "gate": gate}
 
     def mosaic():
         tiling = config or choice.config
+        if config is None and residual is not None:
+            tiling = configs.with_room_for_residual(tiling, device, M=M, gated=gate is not None)
         _check_mosaic(x, M=M, K=K, out_n=N if gate is None else N // 2, config=tiling)
         assert tiling is not None, "checked by _check_mosaic"
-        configs.check_fits(tiling, device, M=M, gated=gate is not None)
+        configs.check_fits(
+            tiling, device, M=M, gated=gate is not None, with_residual=residual is not None
+        )
         return matmul_mosaic(*arrays, **options, config=tiling, num_sms=device.num_sms)
 
     candidates = {
@@ -104,7 +110,7 @@ def _check_mosaic(x, *, M: int, K: int, out_n: int, config: Config | None) -> No
         )
 
 
-def _check(x, weight, bias, transposed, gate) -> None:
+def _check(x, weight, bias, residual, transposed, gate) -> None:
     if weight.ndim != 2:
         raise ValueError(f"weight must have 2 dimensions; got shape {weight.shape}")
     K, N = weight.shape[::-1] if transposed else weight.shape
@@ -116,9 +122,12 @@ def _check(x, weight, bias, transposed, gate) -> None:
         raise ValueError(f"gate must be among {GATES}; got {gate!r}")
     if gate is not None and N % 2:
         raise ValueError(f"a gated weight must have an even number of columns; got N = {N}")
-    others = [weight] if bias is None else [weight, bias]
+    result = (*x.shape[:-1], N if gate is None else N // 2)
+    if residual is not None and residual.shape != result:
+        raise ValueError(f"residual must have the result's shape {result}; got {residual.shape}")
+    others = [weight, *(array for array in (bias, residual) if array is not None)]
     if any(array.dtype != x.dtype for array in others):
         raise TypeError(
-            f"x, weight and bias must have one dtype; got {x.dtype} and "
+            f"x, weight, bias and residual must have one dtype; got {x.dtype} and "
             f"{', '.join(str(array.dtype) for array in others)}"
         )

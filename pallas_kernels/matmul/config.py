@@ -82,14 +82,30 @@ def _measured(
     )
 
 
-def check_fits(config: Config, device: DeviceSpec, *, M: int, gated: bool) -> None:
+def check_fits(
+    config: Config, device: DeviceSpec, *, M: int, gated: bool, with_residual: bool = False
+) -> None:
     """Raise ValueError if a tiling needs more shared memory than the device has."""
-    needed = config.smem_bytes(rows=-(-M // 8) * 8, banks=2 if gated else 1)
+    rows = -(-M // 8) * 8
+    needed = config.smem_bytes(rows=rows, banks=2 if gated else 1, with_residual=with_residual)
     if needed > device.smem_bytes:
         raise ValueError(
             f"config must fit {device.smem_bytes} bytes of shared memory; got {config}, which "
             f"needs {needed} for {M} tokens: use fewer stages or smaller blocks"
         )
+
+
+def with_room_for_residual(
+    config: Config | None, device: DeviceSpec, *, M: int, gated: bool
+) -> Config | None:
+    """A chosen tiling with as many stages fewer as a residual's tile takes."""
+    rows, banks = -(-M // 8) * 8, 2 if gated else 1
+    while config is not None:
+        if config.smem_bytes(rows=rows, banks=banks, with_residual=True) <= device.smem_bytes:
+            return config
+        fewer = config.stages - 1
+        config = dataclasses.replace(config, stages=fewer) if fewer >= 2 else None
+    return None
 
 
 def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> Config | None:

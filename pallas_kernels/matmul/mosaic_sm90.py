@@ -50,10 +50,11 @@ class Config:
         if self.cluster not in (1, 2):
             raise ValueError(f"cluster must be 1 or 2; got {self.cluster}")
 
-    def smem_bytes(self, *, rows: int, banks: int) -> int:
+    def smem_bytes(self, *, rows: int, banks: int, with_residual: bool = False) -> int:
         """Shared memory of one CTA, bytes (16-bit elements), barriers included."""
         stage = (banks * self.block_n + rows) * self.block_k
-        return 2 * (self.stages * stage + rows * self.block_n) + 1024
+        tiles = 2 if with_residual else 1
+        return 2 * (self.stages * stage + tiles * rows * self.block_n) + 1024
 
 
 def num_ctas(tiles: int, *, num_sms: int, cluster: int) -> int:
@@ -111,6 +112,7 @@ def matmul_mosaic(
     x: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None = None,
+    residual: jax.Array | None = None,
     *,
     transposed: bool = False,
     gate: Gate | None = None,
@@ -142,9 +144,14 @@ def matmul_mosaic(
         if config.cluster > 1
         else plgpu.Barrier(num_barriers=stages),
     )
+    if residual is not None:
+        scratch["residual_smem"] = plgpu.SMEM((shape.rows, config.block_n), x.dtype)
+        scratch["residual_ready"] = plgpu.Barrier()
     cluster = dict(cluster=(config.cluster,), cluster_names=(_CLUSTER,))
     kernel = plgpu.kernel(
-        functools.partial(_body, shape, with_bias=bias is not None),
+        functools.partial(
+            _body, shape, with_bias=bias is not None, with_residual=residual is not None
+        ),
         out_type=jax.ShapeDtypeStruct((shape.M, shape.out_n), x.dtype),
         scratch_types=scratch,
         grid=(shape.ctas // config.cluster,),
@@ -155,15 +162,20 @@ def matmul_mosaic(
         compiler_params=_COMPILER,
         **(cluster if config.cluster > 1 else {}),
     )
-    out = kernel(tokens, weight, *(() if bias is None else (bias,)))
+    rest = [] if bias is None else [bias]
+    rest += [] if residual is None else [residual.reshape(-1, shape.out_n)]
+    out = kernel(tokens, weight, *rest)
     return out.reshape(*x.shape[:-1], shape.out_n)
 
 
 def _body(
     shape: _Shape, x_gmem, w_gmem, *rest,
-    x_smem, w_smem, out_smem, ready, free, with_bias: bool,
+    x_smem, w_smem, out_smem, ready, free, with_bias: bool, with_residual: bool,
+    residual_smem=None, residual_ready=None,
 ):  # fmt: skip
-    bias_gmem, out_gmem = rest if with_bias else (None, *rest)
+    *inputs, out_gmem = rest
+    bias_gmem = inputs[0] if with_bias else None
+    residual_gmem = inputs[-1] if with_residual else None
     config = shape.config
     cta = lax.axis_index("cluster")
     if config.cluster > 1:
@@ -239,12 +251,23 @@ def _body(
             accumulator = plgpu.ACC((config.block_n, shape.rows), jnp.float32)
             banks = pl.run_scoped(product, *[accumulator] * shape.banks)
             column = first_column(wave)
+            out_rows = pl.ds(0, shape.M)
+            if residual_gmem is not None:
+                plgpu.copy_gmem_to_smem(
+                    residual_gmem.at[:, pl.ds(column, config.block_n)],
+                    residual_smem.at[out_rows],
+                    residual_ready,
+                )
             if bias_gmem is not None:
                 banks = [
                     bank + _bias(bias_gmem, column + i * shape.out_n, bank.shape)
                     for i, bank in enumerate(banks)
                 ]
             result = banks[0] if shape.gate is None else gated(shape.gate, *banks)
+            if residual_gmem is not None:
+                plgpu.barrier_wait(residual_ready)
+                before = plgpu.load(residual_smem.T, layout=plgpu.Layout.WGMMA, optimized=False)
+                result = result + before.astype(jnp.float32)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             out_smem.T[...] = plgpu.layout_cast(
                 result.astype(out_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
@@ -254,7 +277,7 @@ def _body(
             @pl.when(cta + wave * shape.ctas < shape.tiles)
             def _store():
                 plgpu.copy_smem_to_gmem(
-                    out_smem.at[pl.ds(0, shape.M)], out_gmem.at[:, pl.ds(column, config.block_n)]
+                    out_smem.at[out_rows], out_gmem.at[:, pl.ds(column, config.block_n)]
                 )
 
         plgpu.wait_smem_to_gmem(0)

@@ -10,6 +10,7 @@ def matmul_reference(
     x: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None = None,
+    residual: jax.Array | None = None,
     *,
     transposed: bool = False,
     gate: Gate | None = None,
@@ -24,6 +25,6 @@ def matmul_reference(
         out = x @ (weight.T if transposed else weight)
     if bias is not None:
         out = out + bias.astype(jnp.float32)
-    if gate is None:
-        return out
-    return gated(gate, *jnp.split(out, 2, axis=-1))
+    if gate is not None:
+        out = gated(gate, *jnp.split(out, 2, axis=-1))
+    return out if residual is None else out + residual.astype(jnp.float32)

@@ -22,6 +22,7 @@ class MatmulSpec:
         part: Which projection of the model, or empty.
         gate: As in the op.
         bias: Whether there is a bias.
+        residual: Whether there is a residual.
         transposed: As in the op.
         dtype: Of all arrays.
         tag: `"ci"` (seconds in the interpreter), `"primary"` (reported) or `"stress"`.
@@ -34,6 +35,7 @@ class MatmulSpec:
     part: str = ""
     gate: Gate | None = None
     bias: bool = False
+    residual: bool = False
     transposed: bool = False
     dtype: str = "bfloat16"
     tag: Literal["ci", "primary", "stress"] = "primary"
@@ -44,6 +46,7 @@ class MatmulSpec:
         parts = [self.model, *filter(None, [self.part]), f"m{self.M} k{self.K} n{self.N}"]
         parts += [self.gate] if self.gate else []
         parts += ["bias"] if self.bias else []
+        parts += ["residual"] if self.residual else []
         parts += ["transposed"] if self.transposed else []
         parts += [self.dtype] if self.dtype != "bfloat16" else []
         return " ".join(parts)
@@ -55,20 +58,25 @@ class MatmulSpec:
         return tuning_key(M=self.M, K=self.K, N=self.N, gated=gated, transposed=self.transposed)
 
 
-def make_inputs(spec: MatmulSpec, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Random x, weight and bias, in the order of the call; products of about unit size."""
-    keys = jax.random.split(key, 3)
+def make_inputs(
+    spec: MatmulSpec, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+    """Random x, weight, bias and residual, as the call orders them; products of about unit size."""
+    keys = jax.random.split(key, 4)
     dtype = jnp.dtype(spec.dtype)
     shape = (spec.N, spec.K) if spec.transposed else (spec.K, spec.N)
     weight = jax.random.normal(keys[1], shape, dtype) * jnp.asarray(spec.K**-0.5, dtype)
     bias = jax.random.normal(keys[2], (spec.N,), dtype) if spec.bias else None
-    return jax.random.normal(keys[0], (spec.M, spec.K), dtype), weight, bias
+    columns = spec.N // 2 if spec.gate else spec.N
+    residual = jax.random.normal(keys[3], (spec.M, columns), dtype) if spec.residual else None
+    return jax.random.normal(keys[0], (spec.M, spec.K), dtype), weight, bias, residual
 
 
 def count_bytes(spec: MatmulSpec) -> int:
-    """Fewest bytes a call must move: x, weight and bias in, result out."""
-    out = spec.N // 2 if spec.gate else spec.N
-    elements = spec.M * spec.K + spec.K * spec.N + spec.M * out + (spec.N if spec.bias else 0)
+    """Fewest bytes a call must move: x, weight, bias and residual in, result out."""
+    out = spec.M * (spec.N // 2 if spec.gate else spec.N)
+    elements = spec.M * spec.K + spec.K * spec.N + out
+    elements += (spec.N if spec.bias else 0) + (out if spec.residual else 0)
     return jnp.dtype(spec.dtype).itemsize * elements
 
 
@@ -92,6 +100,8 @@ SPECS: tuple[MatmulSpec, ...] = (
     MatmulSpec(model="ci", M=8, K=128, N=128, tag="ci"),
     MatmulSpec(model="ci", M=1, K=192, N=192, bias=True, tag="ci"),
     MatmulSpec(model="ci", M=3, K=128, N=256, gate="silu", tag="ci"),
+    MatmulSpec(model="ci", M=5, K=128, N=192, residual=True, tag="ci"),
+    MatmulSpec(model="ci", M=12, K=64, N=256, gate="silu", bias=True, residual=True, tag="ci"),
     MatmulSpec(model="ci", M=17, K=128, N=384, gate="gelu_tanh", bias=True, tag="ci"),
     MatmulSpec(model="ci", M=16, K=256, N=320, transposed=True, dtype="float16", tag="ci"),
 )

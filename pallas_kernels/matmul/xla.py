@@ -11,6 +11,7 @@ def matmul_xla(
     x: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None = None,
+    residual: jax.Array | None = None,
     *,
     transposed: bool = False,
     gate: Gate | None = None,
@@ -20,9 +21,8 @@ def matmul_xla(
     out = lax.dot_general(x, weight, contract)
     if bias is not None:
         out = out + bias
-    if gate is None:
-        return out
-    first, up = jnp.split(out, 2, axis=-1)
-    if gate == "silu":
-        return jax.nn.silu(first) * up
-    return jax.nn.gelu(first, approximate=True) * up
+    if gate is not None:
+        first, up = jnp.split(out, 2, axis=-1)
+        first = jax.nn.silu(first) if gate == "silu" else jax.nn.gelu(first, approximate=True)
+        out = first * up
+    return out if residual is None else out + residual

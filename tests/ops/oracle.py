@@ -102,8 +102,11 @@ def add_rms_norm(x, residual, weight, *, eps):
     return total / np.sqrt((total**2).mean(axis=-1, keepdims=True) + eps) * weight, total
 
 
-def matmul(x, weight, bias, *, transposed=False, gate=None):
+def matmul(x, weight, bias, residual=None, *, transposed=False, gate=None):
     """As the op, one column at a time."""
+    if residual is not None:
+        out = matmul(x, weight, bias, transposed=transposed, gate=gate)
+        return out + np.asarray(residual, np.float64)
     x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     weight = weight if transposed else weight.T
     out = np.stack([(x * column).sum(axis=-1) for column in weight], axis=-1)

@@ -24,10 +24,12 @@ def call(M=16, K=128, N=128, *, x_shape=None, bias=None, dtype="bfloat16", **opt
 @pytest.mark.parametrize(("options", "message"), [
     ({"x_shape": (2, 64)}, "the last dimension of x must be K = 128; got shape (2, 64)"),
     ({"bias": jnp.zeros(64, "bfloat16")}, "bias must have shape (128,); got (64,)"),
+    ({"residual": jnp.zeros((16, 64), "bfloat16")},
+     "residual must have the result's shape (16, 128); got (16, 64)"),
     ({"gate": "relu"}, "gate must be among ('silu', 'gelu_tanh'); got 'relu'"),
     ({"N": 129, "gate": "silu"}, "must have an even number of columns; got N = 129"),
     ({"implementation": "triton"}, "must be among ['mosaic', 'xla']; got 'triton'"),
-], ids=["x", "bias", "gate", "odd", "name"])  # fmt: skip
+], ids=["x", "bias", "residual", "gate", "odd", "name"])  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
 def test_values_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -42,7 +44,8 @@ def test_a_weight_of_three_dimensions():
 
 @pytest.mark.parametrize("options", [
     {"weight_dtype": "float32"}, {"bias": jnp.zeros(128, "float32")},
-], ids=["weight", "bias"])  # fmt: skip
+    {"residual": jnp.zeros((16, 128), "float32")},
+], ids=["weight", "bias", "residual"])  # fmt: skip
 def test_types_that_differ(options):
     with pytest.raises(TypeError, match=r"must have one dtype; got bfloat16 and .*float32"):
         call(**options)
