@@ -18,11 +18,12 @@ from jaxinfer.sharding.sequence_parallel.layout import Layout
 from jaxinfer.sharding.sequence_parallel.placement import Placement, chunks_per_rank
 from jaxinfer.sharding.sequence_parallel.plan import Plan, Transport, plan
 from jaxinfer.sharding.sequence_parallel.step import Local, Part
+from jaxinfer.sharding.sequence_parallel.stripes import window_before
 from jaxinfer.sharding.topology import Topology, h100_nvswitch
 
 
 class RingOptions(TypedDict, total=False):
-    """Keyword arguments of `ring_attention`, for type checkers."""
+    """Keyword arguments of attention over a sharded sequence, for type checkers."""
 
     schedule: Schedule | str | None
     placement: Placement
@@ -34,15 +35,22 @@ class RingOptions(TypedDict, total=False):
     implementation: Implementation
 
 
+class _MaskedRingOptions(RingOptions, total=False):
+    """Those that `ring_attention` has besides."""
+
+    local_window_size: int | tuple[int, int] | None
+    logits_softcap: float | None
+
+
 @overload
 def ring_attention(
     query: Array, key: Array, value: Array, *, axis_name: Axis,
-    return_residual: Literal[False] = False, **options: Unpack[RingOptions],
+    return_residual: Literal[False] = False, **options: Unpack[_MaskedRingOptions],
 ) -> Array: ...  # fmt: skip
 @overload
 def ring_attention(
     query: Array, key: Array, value: Array, *, axis_name: Axis,
-    return_residual: Literal[True], **options: Unpack[RingOptions],
+    return_residual: Literal[True], **options: Unpack[_MaskedRingOptions],
 ) -> tuple[Array, Array]: ...  # fmt: skip
 def ring_attention(
     query: Float[Array, "B T N H"],
@@ -55,6 +63,8 @@ def ring_attention(
     is_causal: bool = True,
     scale: float | None = None,
     lengths: Int[Array, "B"] | Int[Array, ""] | int | None = None,
+    local_window_size: int | tuple[int, int] | None = None,
+    logits_softcap: float | None = None,
     transport: Transport | None = None,
     topology: Topology | None = None,
     implementation: Implementation = None,
@@ -80,6 +90,9 @@ def ring_attention(
         scale: Factor on q·k; default 1/sqrt(H).
         lengths: Tokens of the whole sequence that are none of the padding at its end: an int, a
             scalar, or `[B]` int32, the same on all ranks; None: all. Padding may hold anything.
+        local_window_size: Keys visible before a query's position, as in `attention`; needs
+            a causal mask and striped placement, where every rank's part of a window is one too.
+        logits_softcap: Logits become c·tanh(logits / c).
         transport: `"ppermute"` (a collective permute per lane), `"all_to_all"` (a grouped
             exchange per step), `"all_gather"` (groups of KV heads, nothing is merged; schedule
             `all_gather`, whose pieces divide K), or None for the least modelled time.
@@ -105,6 +118,12 @@ def ring_attention(
     """
     n = lax.axis_size(axis_name)
     B, T, N, H = check_arrays(query, key, value, scale)
+    left = window_before(local_window_size)
+    if left is not None and (placement != "striped" or not is_causal):
+        raise ValueError(
+            "local_window_size needs striped placement and a causal mask; got "
+            f"placement={placement!r}, is_causal={is_causal}"
+        )
     chosen = plan_for(
         n, (B, T, N, H), key.shape[2], query.dtype.itemsize, schedule=schedule,
         transport=transport, topology=topology, placement=placement, is_causal=is_causal,
@@ -117,8 +136,10 @@ def ring_attention(
             pieces=1 if by_heads else chosen.schedule.pieces_per_rank,
         ),
         rank=lax.axis_index(axis_name), is_causal=is_causal, lengths=per_row(lengths, B),
-        residual=return_residual or merged,
-        options={"scale": scale, "implementation": implementation},
+        residual=return_residual or merged, left=left,
+        options={
+            "scale": scale, "logits_softcap": logits_softcap, "implementation": implementation,
+        },
     )  # fmt: skip
     run = gather_heads if by_heads else _follow
     extra: dict[str, Any] = {} if by_heads else {"transport": chosen.transport}

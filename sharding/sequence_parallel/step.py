@@ -3,7 +3,7 @@
 Every mask that occurs between the tokens of two ranks is one that `attention` has. Between chunks
 of consecutive tokens it is all or nothing: with the pieces that a query chunk sees in front, it is
 a number of keys. Between stripes it is the causal mask, shifted by the piece's place and, where
-the keys' owner comes after the queries', by one more token.
+the keys' owner comes after the queries', by one more token (`stripes.py`).
 """
 
 import dataclasses
@@ -16,9 +16,7 @@ from jax import lax
 from jaxinfer.pallas_kernels import attention, merge_attention
 from jaxinfer.sharding.sequence_parallel.layout import Layout
 from jaxinfer.sharding.sequence_parallel.placement import count_before
-
-# Output [B, T, N, H] and log-sum-exp [B, T, N], float32.
-Part = tuple[jax.Array, jax.Array]
+from jaxinfer.sharding.sequence_parallel.stripes import Part, nothing, windowed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,9 @@ class Local:
         lengths: `[B]` int32 tokens of each row of the whole sequence, or None: all.
         residual: Whether log-sum-exps are needed: a call alone may do without, and then more
             implementations can serve it.
-        options: `scale` and `implementation` of `attention`.
+        left: Keys visible before a query's position in the whole sequence (striped placement
+            only); None: all.
+        options: `scale`, `logits_softcap` and `implementation` of `attention`.
     """
 
     layout: Layout
@@ -40,6 +40,7 @@ class Local:
     is_causal: bool
     lengths: jax.Array | None
     residual: bool
+    left: int | None
     options: dict[str, Any]
 
     def attend(self, query: jax.Array, key: jax.Array, value: jax.Array, **mask: Any) -> Part:
@@ -53,9 +54,12 @@ class Local:
 
     def own(self, query: jax.Array, key: jax.Array, value: jax.Array) -> Part:
         """Attend over the rank's own block: tokens ascend, so the mask is the plain one."""
+        # Neighbours in a stripe are n positions apart.
+        window = None if self.left is None else (self.left // self.layout.num_ranks, 0)
         return self.attend(
-            query, key, value, is_causal=self.is_causal, key_value_seq_lengths=self.own_lengths()
-        )
+            query, key, value, is_causal=self.is_causal, key_value_seq_lengths=self.own_lengths(),
+            local_window_size=window,
+        )  # fmt: skip
 
     def own_lengths(self) -> jax.Array | None:
         """`[B]` tokens of the own block that lie before `lengths`, or None: all."""
@@ -125,13 +129,13 @@ class Local:
 
         def after() -> Part:
             if layout.chunks == 1:
-                return _nothing(query)
+                return nothing(query)
             half = layout.chunk_tokens
             both = jnp.concatenate([early, piece[:, :, 1]], axis=2)
             late = self.attend(
                 query[:, half:], *both, key_value_seq_lengths=seen and seen[0] + seen[1]
             )
-            return _rows(_nothing(query[:, :half]), late)
+            return _rows(nothing(query[:, :half]), late)
 
         return lax.cond(owner[0] < self.rank, before, after)
 
@@ -170,24 +174,67 @@ class Local:
         seen = None
         if self.lengths is not None:
             seen = layout.part_lengths(owner, number, 0, self.lengths, B).T
-        shift = jnp.where(owner <= self.rank, 0, -1) - number * layout.part_tokens
-
-        def attend(piece, shift, seen) -> Part:
-            mask = {"is_causal": True, "q_offset": jnp.broadcast_to(shift, (B,))}
-            return self.attend(query, *piece[:, :, 0], key_value_seq_lengths=seen,
-                               **(mask if self.is_causal else {}))  # fmt: skip
-
         if len(pieces) == 1:
-            part = attend(pieces[0], shift[0], None if seen is None else seen[0])
+            part = self._one_stripe(query, pieces[0], owner[0], None if seen is None else seen[0])
             return part if state is None else merge_attention([state, part])
+
+        def attend(piece, owner, number, seen) -> Part:
+            key, value = piece[:, :, 0]
+            if not self.is_causal:
+                return self.attend(query, key, value, key_value_seq_lengths=seen)
+            shift = jnp.where(owner <= self.rank, 0, -1) - number * layout.part_tokens
+            offset = jnp.broadcast_to(shift, (B,))
+            return self._windowed(
+                lambda **window: self.attend(
+                    query, key, value, is_causal=True, q_offset=offset,
+                    key_value_seq_lengths=seen, **window,
+                ), query, owner,
+            )  # fmt: skip
+
         # A scan: a part of the keys costs a merge of all queries, and only one is in memory.
-        lanes = (pieces, shift, seen)
+        lanes = (pieces, owner, number, seen)
         if state is None:
             state = attend(*jax.tree.map(lambda x: x[0], lanes))
             lanes = jax.tree.map(lambda x: x[1:], lanes)
         return lax.scan(
             lambda state, lane: (merge_attention([state, attend(*lane)]), None), state, lanes
         )[0]
+
+    def _one_stripe(self, query, piece, owner, seen) -> Part:
+        """A whole stripe. Its mask is the plain causal one, without an offset to it.
+
+        Offsets shut out implementations, and where a query sees the keys before its own only, the
+        first query and the last key can be left out instead.
+        """
+        key, value = piece[:, :, 0]
+        if not self.is_causal:
+            return self.attend(query, key, value, key_value_seq_lengths=seen)
+
+        def before() -> Part:
+            return self._windowed(
+                lambda **window: self.attend(
+                    query, key, value, is_causal=True, key_value_seq_lengths=seen, **window
+                ), query, owner,
+            )  # fmt: skip
+
+        def after() -> Part:
+            none = nothing(query[:, :1])
+            if query.shape[1] == 1:
+                return none
+            held = None if seen is None else jnp.minimum(seen, key.shape[1] - 1)
+            rest = self._windowed(
+                lambda **window: self.attend(
+                    query[:, 1:], key[:, :-1], value[:, :-1], is_causal=True,
+                    key_value_seq_lengths=held, **window,
+                ), query[:, 1:], owner,
+            )  # fmt: skip
+            return _rows(none, rest)
+
+        return lax.cond(owner <= self.rank, before, after)
+
+    def _windowed(self, attend, query, owner) -> Part:
+        n = self.layout.num_ranks
+        return windowed(attend, query, left=self.left, apart=(self.rank - owner) % n, num_ranks=n)
 
 
 def _join(parts: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -200,8 +247,3 @@ def _join(parts: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _rows(first: Part, second: Part) -> Part:
     out, lse = (jnp.concatenate(pair, axis=1) for pair in zip(first, second, strict=True))
     return out, lse
-
-
-def _nothing(query: jax.Array) -> Part:
-    """What a query gives that sees no key."""
-    return jnp.zeros_like(query, jnp.float32), jnp.full_like(query[..., 0], -jnp.inf, jnp.float32)

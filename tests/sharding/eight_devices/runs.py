@@ -83,6 +83,6 @@ def run_ring(
     ))  # fmt: skip
     with quick_compilation():
         result = call(*(place(x, placement, n) for x in arrays))
-    scale = {"scale": options["scale"]} if "scale" in options else {}
-    check([unplace(x, placement, n) for x in result], arrays, lengths,
-          is_causal=is_causal, **scale)  # fmt: skip
+    names = ("scale", "local_window_size", "logits_softcap")
+    check([unplace(x, placement, n) for x in result], arrays, lengths, is_causal=is_causal,
+          **{name: options[name] for name in names if name in options})  # fmt: skip

@@ -80,6 +80,28 @@ def test_scale_is_used():
     run_ring(2, "ring", placement="contiguous", scale=0.7, tokens=5)
 
 
+@pytest.mark.parametrize("window", [0, 2, 3, 6, 23, (9, 4)])
+@pytest.mark.parametrize(("kind", "transport"), [
+    ("ring", "ppermute"), ("full_link", "all_to_all"), ("heads", "all_gather"),
+])  # fmt: skip
+def test_windows_fall_on_all_stripes(kind, transport, window):
+    n, tokens = 4, 6
+    schedule = build("all_gather", n, pieces=3) if kind == "heads" else build(kind, n)
+    run_ring(
+        n, schedule, placement="striped", transport=transport, tokens=tokens, heads=(6, 3),
+        lengths=ragged(n, tokens), local_window_size=window, logits_softcap=1.5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_soft_caps(placement):
+    run_ring(2, "ring", placement=placement, tokens=4, logits_softcap=0.8)
+
+
+def test_one_rank_has_the_whole_window():
+    run_ring(1, None, placement="striped", tokens=9, local_window_size=3)
+
+
 def test_one_rank_is_plain_attention():
     run_ring(1, None, placement="zigzag", tokens=6)
 
@@ -184,6 +206,10 @@ ERRORS = [
     ({"lengths": jnp.ones(3, jnp.int32)}, ValueError, r"scalar or \[B\] with B=1; got \(3,\)"),
     ({"lengths": jnp.float32(3)}, TypeError, "lengths must be integers; got float32"),
     ({"scale": float("nan")}, ValueError, "scale must be finite"),
+    ({"local_window_size": 3}, ValueError, "needs striped placement .*got placement='contiguous'"),
+    ({"local_window_size": 3, "placement": "striped", "is_causal": False}, ValueError,
+     "a causal mask"),
+    ({"local_window_size": -1, "placement": "striped"}, ValueError, "must not be negative; got -1"),
     ({"implementation": "cudnn"}, NotSupported, "cudnn"),
 ]  # fmt: skip
 
