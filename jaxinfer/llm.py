@@ -127,7 +127,8 @@ class LLM:
             batch_invariant=batch_invariant,
         )
         arrivals = itertools.count()
-        with room_for(sizes, decoder.part, decoder.devices):
+        shares = 1 if decoder.parallel is None else decoder.parallel.seq
+        with room_for(sizes, decoder.part, decoder.devices, shares=shares):
             self.engines = [
                 Engine(copy, self.tokenizer, sizes, arrivals=arrivals)
                 for copy in decoder.replicas()

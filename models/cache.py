@@ -26,11 +26,13 @@ class PagedKVCache:
     `page_table`; entries past `ceil(length / p)` are not read. The same table serves all layers.
 
     The cache of a model that is divided over devices has the heads of all of them, padding and
-    copies included, and each device has its own heads' part of every page.
+    copies included, and each device has its own heads' part of every page. Along the mesh axis
+    `seq` each of n devices has the tokens whose position is its number modulo n: a page has n times
+    as many tokens, of which every device holds p.
 
     Attributes:
-        k_pages: L arrays `[P, K, p, H]`.
-        v_pages: L arrays `[P, K, p, H]`.
+        k_pages: L arrays `[P, K, p, H]`; along `seq` `[P, K, n·p, H]`, device after device.
+        v_pages: As `k_pages`.
         page_table: `[B, M]` int32, page numbers below P.
         lengths: `[B]` int32, tokens held for each row.
     """
@@ -58,7 +60,7 @@ class PagedKVCache:
             config: The model's shape.
             batch_size: B.
             max_len: Tokens a row can hold; rounded up to whole pages.
-            page_size: p, tokens per page: 16, 32, 64 or 128.
+            page_size: p, tokens of a page on one device: 16, 32, 64 or 128.
             num_pages: P; default `batch_size` times the pages of a row.
             dtype: Of keys and values.
             parallel: How the model is divided (`Decoder.parallel`).
@@ -73,6 +75,7 @@ class PagedKVCache:
                 "batch_size, max_len and num_pages must be positive; "
                 f"got {batch_size}, {max_len} and {num_pages}"
             )
+        page_size *= 1 if parallel is None else parallel.seq
         pages_per_row = -(-max_len // page_size)
         total = batch_size * pages_per_row if num_pages is None else num_pages
         table = jnp.arange(batch_size * pages_per_row, dtype=jnp.int32)
@@ -86,7 +89,7 @@ class PagedKVCache:
 
     @property
     def page_size(self) -> int:
-        """p, tokens per page."""
+        """Tokens per page, on all devices along `seq` together."""
         return self.k_pages[0].shape[2]
 
     @property
@@ -104,7 +107,7 @@ class PagedKVCache:
         return dataclasses.replace(self, **fields)
 
     def specs(self) -> "PagedKVCache":
-        """How each array is divided over a mesh: pages by heads, the rest is whole."""
+        """How each array is divided over a mesh: pages by heads and slots, the rest is whole."""
         spec = partition_spec(PAGES, RULES)
         return jax.tree.map(lambda array: spec if array.ndim == 4 else PartitionSpec(), self)
 
@@ -117,9 +120,10 @@ def empty_pages(
     dtype: Any,
     parallel: Parallel | None,
 ) -> tuple[jax.Array, ...]:
-    """Pages of keys or of values, zeros, for every layer: `[P, K, p, H]`.
+    """Pages of keys or of values, zeros, for every layer.
 
-    Arguments as in `PagedKVCache.create`.
+    Arguments as in `PagedKVCache.create`, but that `page_size` counts the tokens of a page on all
+    devices together.
     """
     heads, device = config.num_kv_heads, None
     if parallel is not None:

@@ -16,6 +16,7 @@ from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.layers import DecoderLayer, RMSNorm
 from jaxinfer.models.parallel.parallel import Parallel
+from jaxinfer.models.parallel.sequence import SharedTokens
 from jaxinfer.models.parallel.shards import Weights, divided_weights, split, whole_weights
 from jaxinfer.models.progress import Progress
 from jaxinfer.models.rope import rope_angles, uses_local_rope
@@ -253,8 +254,13 @@ class Decoder(nnx.Module):
         """What one device computes of `__call__`: all of it, or its part."""
         config = self.config
         T = tokens.shape[1]
-        start = cache.lengths
-        positions = start[:, None] + jnp.arange(T, dtype=jnp.int32)
+        start, count, shared = cache.lengths, num_tokens, None
+        if self.parallel is None or self.parallel.seq == 1:
+            positions = start[:, None] + jnp.arange(T, dtype=jnp.int32)
+        else:
+            shared = SharedTokens.create(T, start, num_tokens, self.parallel.seq)
+            tokens, positions = shared.take(tokens), shared.positions()
+            start, count = shared.start, shared.num_tokens
         angles = {False: rope_angles(config, positions, local=False)}
         if uses_local_rope(config):
             angles[True] = rope_angles(config, positions, local=True)
@@ -268,12 +274,13 @@ class Decoder(nnx.Module):
             local = bool(config.local_layers) and config.local_layers[i]
             x, delta, k_pages[i], v_pages[i] = layer(
                 x, delta, angles.get(local, angles[False]), k_pages[i], v_pages[i],
-                cache.page_table, start, num_tokens, fresh=fresh,
+                cache.page_table, start, count, fresh=fresh, shared=shared,
             )  # fmt: skip
         cache = cache.replace(
-            k_pages=tuple(k_pages), v_pages=tuple(v_pages), lengths=start + num_tokens
+            k_pages=tuple(k_pages), v_pages=tuple(v_pages), lengths=cache.lengths + num_tokens
         )
-        return self.final_norm.add(x, delta)[0], cache
+        hidden = self.final_norm.add(x, delta)[0]
+        return hidden if shared is None else shared.gather(hidden, fresh=fresh), cache
 
     def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         table = self.embed[...]

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.parallel.sequence import SharedTokens
 from jaxinfer.models.parallel.shards import Weights
 from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
 from jaxinfer.pallas_kernels.attention.api import attention
@@ -85,6 +86,7 @@ class Attention(nnx.Module):
         num_tokens: Int[Array, "B"],
         *,
         fresh: bool,
+        shared: SharedTokens | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Attend from new tokens to everything before them, and remember their K and V.
 
@@ -97,6 +99,7 @@ class Attention(nnx.Module):
             start: `[B]` tokens already in the cache.
             num_tokens: `[B]` real tokens among the T.
             fresh: Every row starts at 0, so the chunk's own K and V are all there is.
+            shared: The tokens, `start` and `num_tokens` are one device's share of this call's.
 
         Returns:
             `[B, T, D]` and both pools.
@@ -120,7 +123,9 @@ class Attention(nnx.Module):
             "local_window_size": None if self.window is None else (self.window - 1, 0),
         }
         out: Any  # one array: no residual is asked for
-        if fresh and T > 1:
+        if shared is not None:
+            out = shared.attend(q, k, v, k_pages, v_pages, page_table, fresh=fresh, **options)
+        elif fresh and T > 1:
             # Keys after a row's last token are hidden by causality; rows after it are not used.
             out = attention(q, k, v, is_causal=True, **options)
         elif T == 1:
@@ -168,6 +173,7 @@ class DecoderLayer(nnx.Module):
         v_pages,
         *batch: jax.Array,
         fresh: bool,
+        shared: SharedTokens | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Apply to the stream `x + delta`, and leave the last addition to the next norm.
 
@@ -179,13 +185,14 @@ class DecoderLayer(nnx.Module):
             v_pages: As in `Attention`.
             batch: Page table, start and num_tokens as in `Attention`.
             fresh: As in `Attention`.
+            shared: As in `Attention`.
 
         Returns:
             The next `x` and `delta`, and both pools.
         """
         normed, x = self.attn_norm.add(x, delta)
         out, k_pages, v_pages = self.attention(
-            normed, angles, k_pages, v_pages, *batch, fresh=fresh
+            normed, angles, k_pages, v_pages, *batch, fresh=fresh, shared=shared
         )
         out = out if self.post_attn_norm is None else self.post_attn_norm(out)
         normed, x = self.mlp_norm.add(x, out)

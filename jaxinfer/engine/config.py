@@ -13,7 +13,7 @@ class EngineConfig:
     Attributes:
         max_model_len: Longest prompt plus answer, tokens.
         num_pages: Pages in the KV cache.
-        page_size: Tokens per page.
+        page_size: Tokens per page, on all devices that share it.
         max_num_seqs: Most requests that decode together.
         max_num_batched_tokens: Most tokens of one prefill call, padding included.
         steps_per_sync: Decode steps dispatched together.

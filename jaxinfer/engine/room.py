@@ -14,7 +14,11 @@ from jaxinfer.models.config import DecoderConfig
 
 @contextlib.contextmanager
 def room_for(
-    sizes: EngineConfig, model: DecoderConfig, devices: Sequence[Any] | None = None
+    sizes: EngineConfig,
+    model: DecoderConfig,
+    devices: Sequence[Any] | None = None,
+    *,
+    shares: int = 1,
 ) -> Iterator[None]:
     """Make an engine inside; where its cache does not fit, the error names the option.
 
@@ -24,11 +28,13 @@ def room_for(
         sizes: Of the engine.
         model: The shape that each device computes.
         devices: Those that do; default: the one that arrays are put on by default.
+        shares: Devices that share the tokens of a page.
 
     Raises:
         KVCacheFullError: the pages do not fit.
     """
-    per_page = 2 * model.num_layers * sizes.page_size * model.num_kv_heads * model.head_dim
+    slots = sizes.page_size // shares
+    per_page = 2 * model.num_layers * slots * model.num_kv_heads * model.head_dim
     needed = per_page * jax.numpy.dtype(sizes.dtype).itemsize * sizes.num_pages
     there = _memory_bytes(jax.local_devices()[:1] if devices is None else devices)
     known = "" if there is None else f", and {there / 1e9:.1f} GB are there"

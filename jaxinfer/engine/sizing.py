@@ -55,15 +55,20 @@ def choose_sizes(
             f"trained for; got {max_model_len}"
         )
     rows = max_num_seqs or (8 if on_cpu else 64)
-    tokens = max_num_batched_tokens or default_batched_tokens()
+    shares = 1 if model.parallel is None else model.parallel.seq
+    # A device computes one share of a call's tokens, so that it takes as many to fill it.
+    tokens = max_num_batched_tokens or shares * default_batched_tokens()
+    page_size = shares * block_size
     dtype = model.embed[...].dtype
     length = max_model_len or min(longest, _LONGEST_BY_DEFAULT)
     pages = num_gpu_blocks_override
     if pages is None:
-        wanted = rows * -(-length // block_size)
+        wanted = rows * -(-length // page_size)
         budget = _CPU_CACHE_BYTES // len(model.devices)
         if not on_cpu:
-            scratch = _scratch_bytes(model.part, rows=rows, tokens=tokens, length=length)
+            scratch = _scratch_bytes(
+                model.part, rows=rows, tokens=tokens, length=length, shares=shares
+            )
             budget = _free_bytes(gpu_memory_utilization, model.devices) - scratch
         pages = min(wanted, budget // _page_bytes(model.part, block_size, dtype))
         if model.parallel is not None:
@@ -74,13 +79,13 @@ def choose_sizes(
                 f"raise gpu_memory_utilization or choose a smaller model"
             )
     if max_model_len is None:
-        length = min(length, pages * block_size)
+        length = min(length, pages * page_size)
     with force_all(parse_forced(implementation)):
         full_tables = not batch_invariant and reads_only_lengths(model.part, block_size, dtype)
     return EngineConfig(
         max_model_len=length,
         num_pages=pages,
-        page_size=block_size,
+        page_size=page_size,
         max_num_seqs=rows,
         max_num_batched_tokens=tokens,
         steps_per_sync=steps_per_sync or (2 if on_cpu else 8),
@@ -121,13 +126,29 @@ def _page_bytes(config: DecoderConfig, page_size: int, dtype: Any) -> int:
     return 2 * tokens * jnp.dtype(dtype).itemsize
 
 
-def _scratch_bytes(config: DecoderConfig, *, rows: int, tokens: int, length: int) -> int:
-    """Memory that the largest calls need beside weights and cache, generously."""
+def _scratch_bytes(
+    config: DecoderConfig, *, rows: int, tokens: int, length: int, shares: int = 1
+) -> int:
+    """Memory that the largest calls need beside weights and cache, generously.
+
+    Args:
+        config: The shape that a device computes.
+        rows: Most of a decode step.
+        tokens: Most of a prefill call.
+        length: Longest sequence.
+        shares: Devices that share the tokens of a sequence.
+    """
+    gathered = 0
+    if shares > 1:
+        # Queries of all and outputs for all, twice; and in the end everybody's hidden states.
+        heads = config.num_heads * config.head_dim
+        gathered = tokens * (16 * heads + 8 * config.hidden_size)
+        tokens, length = -(-tokens // shares), -(-length // shares)
     activations = 4 * tokens * (2 * config.intermediate_size + 8 * config.hidden_size)
     scores = 16 * rows * config.vocab_size
     # A later chunk of a prompt attends to a copy of its pages, under a mask.
     copied = 8 * length * config.num_kv_heads * config.head_dim
-    return activations + scores + copied + 2 * tokens * length
+    return activations + scores + copied + gathered + 2 * tokens * length
 
 
 def least_of_processes(number: int) -> int:

@@ -2,14 +2,15 @@
 
 from jax.sharding import PartitionSpec
 
-from jaxinfer.sharding.mesh import TENSOR
+from jaxinfer.sharding.mesh import SEQ, TENSOR
 from jaxinfer.sharding.rules import Rules, partition_spec
 
 # As in Megatron-LM: the first product of a block is divided by its columns, the second by its rows,
-# so that a device needs nothing of the others in between and a sum follows.
+# so that a device needs nothing of the others in between and a sum follows. Of the slots of a page,
+# every device along `seq` has as many.
 RULES: Rules = {
     "vocab": TENSOR, "heads": TENSOR, "mlp": TENSOR, "embed": None, "norm": None,
-    "page": None, "slot": None, "head_dim": None,
+    "page": None, "slot": SEQ, "head_dim": None,
 }  # fmt: skip
 
 PAGES = ("page", "heads", "slot", "head_dim")

@@ -16,7 +16,7 @@ from jaxinfer.sharding.rules import partition_spec
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-    """How a decoder is divided over the `tensor` axis of a mesh.
+    """How a decoder is divided over a mesh: weights along `tensor`, tokens along `seq`.
 
     Along `data` there are copies (`replicas`). A call of the decoder itself computes the same on
     each of them.
@@ -43,6 +43,11 @@ class Parallel:
     def size(self) -> int:
         """Devices along `tensor`."""
         return self.mesh.shape[TENSOR]
+
+    @property
+    def seq(self) -> int:
+        """Devices along `seq`."""
+        return self.mesh.shape[SEQ]
 
     @property
     def devices(self) -> list[Any]:
@@ -92,7 +97,7 @@ class Parallel:
 
     @property
     def pages(self) -> NamedSharding:
-        """Of pages `[P, size·K, p, H]`: every device has those of its KV heads."""
+        """Of pages `[P, size·K, seq·p, H]`: every device has its KV heads' part of p slots."""
         return NamedSharding(self.mesh, partition_spec(PAGES, RULES))
 
     def run(
@@ -136,15 +141,9 @@ def model_mesh(mesh: str | Mesh) -> Mesh:
         mesh: As in `sharding.mesh.make_mesh`.
 
     Raises:
-        ValueError: as in `make_mesh`, an axis along which models are not divided yet, or copies
-            of a model in one program of several processes.
+        ValueError: as in `make_mesh`, or copies of a model in one program of several processes.
     """
     mesh = make_mesh(mesh)
-    if (size := mesh.shape[SEQ]) > 1:
-        raise ValueError(
-            f"models are divided along the mesh axes {DATA} and {TENSOR}, not yet along {SEQ}; "
-            f"got {SEQ}={size}"
-        )
     if (size := mesh.shape[DATA]) > 1 and jax.process_count() > 1:
         raise ValueError(
             f"copies of a model are driven by one process, and there are {jax.process_count()}; "

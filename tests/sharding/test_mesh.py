@@ -80,12 +80,6 @@ def test_rules_that_do_not_fit(axes, rules, message):
         partition_spec(axes, rules)
 
 
-def test_models_are_not_divided_along_seq_yet():
-    devices = np.array(jax.devices()[:1] * 2)
-    with pytest.raises(ValueError, match="not yet along seq; got seq=2"):
-        model_mesh(Mesh(devices, ("seq",)))
-
-
 def test_copies_belong_to_one_process(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ValueError, match="by one process, and there are 2; got data=2"):

@@ -113,7 +113,7 @@ def test_nothing_is_compiled_again():
     assert all(array.sharding.is_fully_replicated for array in jax.tree.leaves(state))
     sharding = pages[0][0].sharding
     assert isinstance(sharding, NamedSharding)
-    assert sharding.spec == P(None, "tensor", None, None)
+    assert sharding.spec == P(None, "tensor", "seq", None)
 
 
 def test_pages_come_back_after_they_were_lost():
@@ -139,7 +139,7 @@ def test_a_mesh_and_a_decoder_that_is_divided():
     ("mesh", "message"),
     [
         ("tensor=9", "needs 9 devices; there are 8; XLA_FLAGS=.*count=9 divides a CPU"),
-        ("seq=2", "not yet along seq; got seq=2"),
+        ("seq=3,tensor=3", "needs 9 devices"),
         ("data=3,tensor=3", "needs 9 devices"),
     ],
 )

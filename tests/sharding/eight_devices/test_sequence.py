@@ -1,0 +1,102 @@
+"""Decoders whose tokens the mesh axis `seq` shares: the same scores as the float64 oracle."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer.models.cache import PagedKVCache
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.models.functions import decode_step, forward, logits
+from tests.metrics import assert_close
+from tests.models.families import CONFIGS as FAMILIES
+from tests.models.families import weights_of
+from tests.models.oracle import decoder_logits
+from tests.ops.cases import quick_compilation
+
+# Nine query and three KV heads, as SmolLM2.
+NINE = DecoderConfig.tiny(
+    vocab_size=97, hidden_size=48, num_heads=9, num_kv_heads=3, intermediate_size=80,
+    tie_embeddings=True,
+)  # fmt: skip
+CONFIGS = {"llama-9-3": NINE, **FAMILIES}
+# As in test_models.py: parts of outputs are merged, which rounds no worse than one more sum.
+close = functools.partial(assert_close, rms=8e-6, max_abs=5e-5)
+LENGTH = 40
+# Windows and soft caps; numbers of devices that are a power of two, are none, and are many.
+CASES = [
+    ("llama-9-3", "seq=4"), ("llama-9-3", "seq=2,tensor=2"), ("llama-9-3", "seq=8"),
+    ("qwen2", "seq=3"), ("qwen3", "seq=2"), ("gemma3", "seq=4"), ("gemma3", "seq=3,tensor=2"),
+    ("gemma-softcaps", "seq=2"), ("mistral-window", "seq=5"), ("mistral-window", "seq=8"),
+    ("llama-tied-mqa", "seq=2,tensor=4"),
+]  # fmt: skip
+
+
+@functools.cache
+def weights(name: str) -> dict[str, np.ndarray]:
+    return weights_of(CONFIGS[name])
+
+
+@functools.cache
+def tokens(name: str) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    return rng.integers(0, CONFIGS[name].vocab_size, (2, LENGTH), dtype=np.int32)
+
+
+@functools.cache
+def expected(name: str) -> np.ndarray:
+    """`[2, LENGTH, V]` of the oracle."""
+    rows = (decoder_logits(CONFIGS[name], weights(name), r.tolist()) for r in tokens(name))
+    return np.stack(list(rows))
+
+
+def shared(name: str, mesh: str, dtype=jnp.float32) -> tuple[Decoder, PagedKVCache]:
+    model = Decoder.from_weights(CONFIGS[name], weights(name).__getitem__, dtype=dtype, mesh=mesh)
+    cache = PagedKVCache.create(
+        model.config, batch_size=2, max_len=64, page_size=16, dtype=dtype, parallel=model.parallel
+    )
+    return model, cache
+
+
+@jax.jit(static_argnames="fresh", donate_argnames="cache")
+def every(model, ids, counts, *, cache, fresh):
+    """Scores of every token of a call."""
+    hidden, cache = forward(model, ids, cache, counts, fresh=fresh)
+    return logits(model, hidden), cache
+
+
+@pytest.mark.parametrize(("name", "mesh"), CASES)
+def test_scores_of_a_prompt_chunks_and_steps(name, mesh):
+    """Ragged rows of odd lengths, that go on anywhere; every token is scored."""
+    (model, cache), ids, want = shared(name, mesh), tokens(name), expected(name)
+    with quick_compilation():
+        at = np.zeros(2, np.int64)
+        for counts, fresh in (((13, 5), True), ((3, 7), False), ((1, 13), False), ((7, 0), False)):
+            chunk = np.zeros((2, 13), np.int32)
+            for row, count in enumerate(counts):
+                chunk[row, :count] = ids[row, at[row] : at[row] + count]
+            got, cache = every(
+                model, jnp.asarray(chunk), jnp.asarray(counts), cache=cache, fresh=fresh
+            )
+            assert got.shape == (2, 13, 97)
+            for row, count in enumerate(counts):
+                part = want[row, at[row] : at[row] + count]
+                if count:
+                    close(got[row, :count], part, label=f"{fresh=} {row=}")
+            at += counts
+        step = jax.jit(decode_step, donate_argnames="cache")
+        for t in range(9):
+            before = cache.k_pages[0]
+            active = jnp.asarray([True, t % 3 > 0])
+            scores, cache = step(
+                model, jnp.asarray([ids[row, at[row]] for row in range(2)]), cache, active
+            )
+            for row in range(2):
+                if active[row]:
+                    close(scores[row], want[row, at[row]], label=f"step {t} {row=}")
+                    at[row] += 1
+            assert before.is_deleted()  # updated in place
+    assert cache.lengths.tolist() == at.tolist()
