@@ -22,6 +22,7 @@ from jaxinfer.models.progress import Progress
 from jaxinfer.models.rope import rope_angles, uses_local_rope
 from jaxinfer.models.weights import weight_shapes
 from jaxinfer.pallas_kernels.decode_attention.api import Softmax
+from jaxinfer.pallas_kernels.matmul.norm import Tokens, divided
 from jaxinfer.sharding.mesh import TENSOR
 
 
@@ -265,21 +266,22 @@ class Decoder(nnx.Module):
         if uses_local_rope(config):
             angles[True] = rope_angles(config, positions, local=True)
 
-        delta = self._embedded(tokens)
+        x = self._embedded(tokens)
         if config.embedding_scale != 1.0:
-            delta = delta * jnp.asarray(config.embedding_scale, delta.dtype)
-        x = None
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)
+        normed: Tokens = self.layers[0].attn_norm(x)
+        norms = [*(layer.attn_norm for layer in self.layers), self.final_norm]
         k_pages, v_pages = list(cache.k_pages), list(cache.v_pages)
         for i, layer in enumerate(self.layers):
             local = bool(config.local_layers) and config.local_layers[i]
-            x, delta, k_pages[i], v_pages[i] = layer(
-                x, delta, angles.get(local, angles[False]), k_pages[i], v_pages[i],
-                cache.page_table, start, count, fresh=fresh, shared=shared,
+            x, normed, k_pages[i], v_pages[i] = layer(
+                x, normed, angles.get(local, angles[False]), k_pages[i], v_pages[i],
+                cache.page_table, start, count, next_norm=norms[i + 1], fresh=fresh, shared=shared,
             )  # fmt: skip
         cache = cache.replace(
             k_pages=tuple(k_pages), v_pages=tuple(v_pages), lengths=cache.lengths + num_tokens
         )
-        hidden = self.final_norm.add(x, delta)[0]
+        hidden = divided(normed)
         return hidden if shared is None else shared.gather(hidden, fresh=fresh), cache
 
     def _embedded(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:

@@ -14,6 +14,8 @@ from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
 from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.decode_attention.api import Softmax, decode_attention
 from jaxinfer.pallas_kernels.matmul.api import matmul
+from jaxinfer.pallas_kernels.matmul.epilogue import Gate
+from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
 
 
@@ -43,25 +45,53 @@ class RMSNorm(nnx.Module):
         return add_rms_norm(x, residual, self.weight[...], eps=self.eps)
 
 
+def _project(
+    x: Float[Array, "B T K"],
+    weight: Float[Array, "K D"],
+    stream: Float[Array, "B T D"],
+    norm: RMSNorm,
+    *,
+    post: RMSNorm | None,
+    axis: str | None,
+) -> tuple[Float[Array, "B T D"], Tokens]:
+    """Add a sub-layer's output to the stream, and normalise it for the next sub-layer.
+
+    Args:
+        x: `[B, T, K]` what the sub-layer projects back.
+        weight: `[K, D]`.
+        stream: `[B, T, D]`.
+        norm: Of the next sub-layer.
+        post: Applied to the output before it is added, or None.
+        axis: Mesh axis whose devices hold parts of the product, or None.
+
+    Returns:
+        The stream `[B, T, D]` and its norm.
+    """
+    if post is None and axis is None:
+        following = Norm(norm.weight[...], norm.eps)
+        return matmul(x, weight, residual=stream, norm=following)
+    out = _sum_over(axis, matmul(x, weight))
+    normed, stream = norm.add(stream, out if post is None else post(out))
+    return stream, normed
+
+
 class MLP(nnx.Module):
     """Gated feed-forward; gate and up projections are one matrix `[D, 2F]`."""
 
-    def __init__(self, config: DecoderConfig, weights: Weights, axis: str | None):
+    def __init__(self, config: DecoderConfig, weights: Weights):
         self.gate_up_proj = nnx.Param(weights("gate_proj", "up_proj"))
         self.down_proj = nnx.Param(weights("down_proj"))
-        self.activation = config.activation
-        self.axis = axis
+        self.activation: Gate = config.activation
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """Apply; `[B, T, D]` to `[B, T, D]`."""
-        hidden = matmul(x, self.gate_up_proj[...], gate=self.activation)
-        return _sum_over(self.axis, matmul(hidden, self.down_proj[...]))
+    def __call__(self, x: Tokens) -> Float[Array, "B T F"]:
+        """Everything but the projection back; `[B, T, D]` to `[B, T, F]`."""
+        return matmul(x, self.gate_up_proj[...], gate=self.activation)
 
 
 class Attention(nnx.Module):
     """Grouped-query attention over a paged cache; Q, K and V projections are one matrix."""
 
-    def __init__(self, config: DecoderConfig, layer: int, weights: Weights, axis: str | None):
+    def __init__(self, config: DecoderConfig, layer: int, weights: Weights):
         self.qkv_proj = nnx.Param(weights("q_proj", "k_proj", "v_proj"))
         self.qkv_bias = (
             nnx.Param(weights("q_bias", "k_bias", "v_bias")) if config.qkv_bias else None
@@ -71,13 +101,12 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(weights("k_norm"), eps) if config.qk_norm else None
         self.o_proj = nnx.Param(weights("o_proj"))
         self.config = config
-        self.axis = axis
         self.window = config.window(layer)
         self.softmax: Softmax = "online"  # of decode attention
 
     def __call__(
         self,
-        x: Float[Array, "B T D"],
+        x: Tokens,
         angles: tuple[jax.Array, jax.Array],
         k_pages: jax.Array,
         v_pages: jax.Array,
@@ -102,7 +131,7 @@ class Attention(nnx.Module):
             shared: The tokens, `start` and `num_tokens` are one device's share of this call's.
 
         Returns:
-            `[B, T, D]` and both pools.
+            What `o_proj` projects back, `[B, T, N·H]`, and both pools.
         """
         config = self.config
         B, T, _ = x.shape
@@ -138,8 +167,7 @@ class Attention(nnx.Module):
                 q, k_pages, v_pages, page_table=page_table, is_causal=True, q_offset=start,
                 query_seq_lengths=num_tokens, key_value_seq_lengths=start + num_tokens, **options,
             )  # fmt: skip
-        out = _sum_over(self.axis, matmul(out.reshape(B, T, N * H), self.o_proj[...]))
-        return out, k_pages, v_pages
+        return out.reshape(B, T, N * H), k_pages, v_pages
 
 
 class DecoderLayer(nnx.Module):
@@ -161,41 +189,47 @@ class DecoderLayer(nnx.Module):
         self.attn_norm, self.mlp_norm = norm("attn_norm"), norm("mlp_norm")
         self.post_attn_norm = norm("post_attn_norm") if config.sandwich_norms else None
         self.post_mlp_norm = norm("post_mlp_norm") if config.sandwich_norms else None
-        self.attention = Attention(config, layer, weights, axis)
-        self.mlp = MLP(config, weights, axis)
+        self.attention = Attention(config, layer, weights)
+        self.mlp = MLP(config, weights)
+        self.axis = axis
 
     def __call__(
         self,
-        x: Float[Array, "B T D"] | None,
-        delta: Float[Array, "B T D"],
+        x: Float[Array, "B T D"],
+        normed: Tokens,
         angles,
         k_pages,
         v_pages,
         *batch: jax.Array,
+        next_norm: RMSNorm,
         fresh: bool,
         shared: SharedTokens | None = None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Apply to the stream `x + delta`, and leave the last addition to the next norm.
+    ) -> tuple[jax.Array, Tokens, jax.Array, jax.Array]:
+        """Apply, and normalise for whoever comes next: a product can do that where it ends.
 
         Args:
-            x: `[B, T, D]` stream without the previous layer's output, or None before layer 0.
-            delta: `[B, T, D]` what is still to be added.
+            x: `[B, T, D]` the stream.
+            normed: `[B, T, D]` the stream under `attn_norm`.
             angles: As in `Attention`.
             k_pages: As in `Attention`.
             v_pages: As in `Attention`.
             batch: Page table, start and num_tokens as in `Attention`.
+            next_norm: The next layer's `attn_norm`, or the model's last norm.
             fresh: As in `Attention`.
             shared: As in `Attention`.
 
         Returns:
-            The next `x` and `delta`, and both pools.
+            The next `x` and `normed`, and both pools.
         """
-        normed, x = self.attn_norm.add(x, delta)
-        out, k_pages, v_pages = self.attention(
+        heads, k_pages, v_pages = self.attention(
             normed, angles, k_pages, v_pages, *batch, fresh=fresh, shared=shared
         )
-        out = out if self.post_attn_norm is None else self.post_attn_norm(out)
-        normed, x = self.mlp_norm.add(x, out)
-        out = self.mlp(normed)
-        out = out if self.post_mlp_norm is None else self.post_mlp_norm(out)
-        return x, out, k_pages, v_pages
+        x, normed = _project(
+            heads, self.attention.o_proj[...], x, self.mlp_norm,
+            post=self.post_attn_norm, axis=self.axis,
+        )  # fmt: skip
+        hidden = self.mlp(normed)
+        x, normed = _project(
+            hidden, self.mlp.down_proj[...], x, next_norm, post=self.post_mlp_norm, axis=self.axis
+        )
+        return x, normed, k_pages, v_pages

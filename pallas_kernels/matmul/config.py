@@ -83,11 +83,10 @@ def _measured(
 
 
 def check_fits(
-    config: Config, device: DeviceSpec, *, M: int, gated: bool, with_residual: bool = False
+    config: Config, device: DeviceSpec, *, M: int, gated: bool, tiles: int = 1, sums: bool = False
 ) -> None:
     """Raise ValueError if a tiling needs more shared memory than the device has."""
-    rows = -(-M // 8) * 8
-    needed = config.smem_bytes(rows=rows, banks=2 if gated else 1, with_residual=with_residual)
+    needed = _smem_bytes(config, M=M, gated=gated, tiles=tiles, sums=sums)
     if needed > device.smem_bytes:
         raise ValueError(
             f"config must fit {device.smem_bytes} bytes of shared memory; got {config}, which "
@@ -95,17 +94,30 @@ def check_fits(
         )
 
 
-def with_room_for_residual(
-    config: Config | None, device: DeviceSpec, *, M: int, gated: bool
+def with_room(
+    config: Config | None, device: DeviceSpec, *, M: int, gated: bool, tiles: int, sums: bool
 ) -> Config | None:
-    """A chosen tiling with as many stages fewer as a residual's tile takes."""
-    rows, banks = -(-M // 8) * 8, 2 if gated else 1
+    """A chosen tiling with as many stages fewer as what lies beside the ring takes.
+
+    Args:
+        config: The choice, which fits by itself.
+        device: What the call runs on.
+        M: Rows of x.
+        gated: Whether there are two weights per column.
+        tiles: As in `Config.smem_bytes`.
+        sums: As in `Config.smem_bytes`.
+    """
     while config is not None:
-        if config.smem_bytes(rows=rows, banks=banks, with_residual=True) <= device.smem_bytes:
+        if _smem_bytes(config, M=M, gated=gated, tiles=tiles, sums=sums) <= device.smem_bytes:
             return config
         fewer = config.stages - 1
         config = dataclasses.replace(config, stages=fewer) if fewer >= 2 else None
     return None
+
+
+def _smem_bytes(config: Config, *, M: int, gated: bool, tiles: int, sums: bool) -> int:
+    rows, banks = -(-M // 8) * 8, 2 if gated else 1
+    return config.smem_bytes(rows=rows, banks=banks, tiles=tiles, sums=sums)
 
 
 def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> Config | None:

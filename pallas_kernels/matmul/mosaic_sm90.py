@@ -10,6 +10,7 @@ number of tiles. CTAs of a cluster load the tokens once for all.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,13 @@ from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate, gated
+from jaxinfer.pallas_kernels.matmul.norm import Tokens, UndividedNorm
 from jaxinfer.pallas_kernels.plgpu import pl
 
 # Layout inference of the newer semantics finds no layout for the transposed store used here.
 _COMPILER = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
 _CLUSTER = "in_cluster"
+_SUMS = 64  # tiles whose squares are added at once: the rows of wgmma
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,11 +53,18 @@ class Config:
         if self.cluster not in (1, 2):
             raise ValueError(f"cluster must be 1 or 2; got {self.cluster}")
 
-    def smem_bytes(self, *, rows: int, banks: int, with_residual: bool = False) -> int:
-        """Shared memory of one CTA, bytes (16-bit elements), barriers included."""
+    def smem_bytes(self, *, rows: int, banks: int, tiles: int = 1, sums: bool = False) -> int:
+        """Shared memory of one CTA, bytes (16-bit elements), barriers included.
+
+        Args:
+            rows: Tokens, padded.
+            banks: Weights per column.
+            tiles: Of the result, of a residual and of a norm.
+            sums: Whether there are sums over columns, which take scratch.
+        """
         stage = (banks * self.block_n + rows) * self.block_k
-        tiles = 2 if with_residual else 1
-        return 2 * (self.stages * stage + tiles * rows * self.block_n) + 1024
+        rest = 1024 + (3072 if sums else 0)
+        return 2 * (self.stages * stage + tiles * rows * self.block_n) + rest
 
 
 def num_ctas(tiles: int, *, num_sms: int, cluster: int) -> int:
@@ -76,6 +86,8 @@ class _Shape:
     out_n: int
     transposed: bool
     gate: Gate | None
+    eps: float
+    square_tiles: int
     config: Config
     num_sms: int
 
@@ -107,52 +119,73 @@ class _Shape:
 
 
 # Layers that call alike share one trace and one lowering.
-@functools.partial(jax.jit, static_argnames=("transposed", "gate", "config", "num_sms"))
+@functools.partial(jax.jit, static_argnames=("transposed", "gate", "eps", "config", "num_sms"))
 def matmul_mosaic(
-    x: jax.Array,
+    x: Tokens,
     weight: jax.Array,
     bias: jax.Array | None = None,
     residual: jax.Array | None = None,
+    norm_weight: jax.Array | None = None,
     *,
     transposed: bool = False,
     gate: Gate | None = None,
+    eps: float = 0.0,
     config: Config,
     num_sms: int,
-) -> jax.Array:
-    """Multiply with the Hopper kernel; shapes and meaning as in `api.matmul`."""
-    K = x.shape[-1]
-    tokens = x.reshape(-1, K)
+) -> jax.Array | tuple[jax.Array, UndividedNorm]:
+    """Multiply with the Hopper kernel; shapes and meaning as in `api.matmul`.
+
+    `norm_weight` and `eps` are those of the norm that follows, if one does.
+    """
+    undivided = x if isinstance(x, UndividedNorm) else None
+    values: jax.Array = x.values if isinstance(x, UndividedNorm) else x
+    *leading, K = values.shape
+    tokens = values.reshape(-1, K)
     N = weight.shape[0 if transposed else 1]
     shape = _Shape(
         M=tokens.shape[0], K=K, out_n=N if gate is None else N // 2, transposed=transposed,
-        gate=gate, config=config, num_sms=num_sms,
+        gate=gate, eps=0.0 if undivided is None else undivided.eps,
+        square_tiles=0 if undivided is None else undivided.tiles, config=config, num_sms=num_sms,
     )  # fmt: skip
+    dtype = tokens.dtype
     if shape.M > 8:  # a tiled copy reads past the end of an array only if it is less than a tile
         tokens = jnp.pad(tokens, ((0, shape.rows - shape.M), (0, 0)))
     tiled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     tile = (config.block_n, config.block_k)
     stages = config.stages
-    scratch = dict(
-        x_smem=plgpu.SMEM((stages, shape.rows, config.block_k), x.dtype, transforms=tiled),
+    scratch: dict[str, Any] = dict(
+        x_smem=plgpu.SMEM((stages, shape.rows, config.block_k), dtype, transforms=tiled),
         w_smem=plgpu.SMEM(
-            (stages, shape.banks, *(tile if transposed else tile[::-1])), x.dtype, transforms=tiled
+            (stages, shape.banks, *(tile if transposed else tile[::-1])), dtype, transforms=tiled
         ),
-        out_smem=plgpu.SMEM((shape.rows, config.block_n), x.dtype),
+        out_smem=plgpu.SMEM((shape.rows, config.block_n), dtype),
         ready=plgpu.Barrier(num_arrivals=1 + shape.banks, num_barriers=stages),
         # A stage is free when all CTAs that its tokens were sent to have used it.
         free=plgpu.ClusterBarrier(collective_axes=(_CLUSTER,), num_barriers=stages)
         if config.cluster > 1
         else plgpu.Barrier(num_barriers=stages),
     )
+    result = jax.ShapeDtypeStruct((shape.M, shape.out_n), dtype)
+    outputs = {"out": result}
+    inputs = {"x": tokens, "weight": weight}
+    if undivided is not None:
+        inputs["squares"] = undivided.squares
+    if bias is not None:
+        inputs["bias"] = bias
     if residual is not None:
-        scratch["residual_smem"] = plgpu.SMEM((shape.rows, config.block_n), x.dtype)
+        inputs["residual"] = residual.reshape(-1, shape.out_n)
+        scratch["residual_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
         scratch["residual_ready"] = plgpu.Barrier()
-    cluster = dict(cluster=(config.cluster,), cluster_names=(_CLUSTER,))
+    if norm_weight is not None:
+        inputs["norm"] = norm_weight
+        scratch["values_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
+        sums = -(-shape.tiles // _SUMS) * _SUMS
+        outputs["values"] = result
+        outputs["sums"] = jax.ShapeDtypeStruct((sums, shape.rows), jnp.float32)
+    cluster: dict[str, Any] = dict(cluster=(config.cluster,), cluster_names=(_CLUSTER,))
     kernel = plgpu.kernel(
-        functools.partial(
-            _body, shape, with_bias=bias is not None, with_residual=residual is not None
-        ),
-        out_type=jax.ShapeDtypeStruct((shape.M, shape.out_n), x.dtype),
+        functools.partial(_body, shape, (*inputs, *outputs)),
+        out_type=tuple(outputs.values()),
         scratch_types=scratch,
         grid=(shape.ctas // config.cluster,),
         grid_names=("cluster",),
@@ -162,20 +195,20 @@ def matmul_mosaic(
         compiler_params=_COMPILER,
         **(cluster if config.cluster > 1 else {}),
     )
-    rest = [] if bias is None else [bias]
-    rest += [] if residual is None else [residual.reshape(-1, shape.out_n)]
-    out = kernel(tokens, weight, *rest)
-    return out.reshape(*x.shape[:-1], shape.out_n)
+    out, *norm = (array for array in kernel(*inputs.values()))
+    out = out.reshape(*leading, shape.out_n)
+    if norm_weight is None:
+        return out
+    values, squares = norm
+    return out, UndividedNorm(values.reshape(out.shape), squares, tiles=shape.tiles, eps=eps)
 
 
 def _body(
-    shape: _Shape, x_gmem, w_gmem, *rest,
-    x_smem, w_smem, out_smem, ready, free, with_bias: bool, with_residual: bool,
-    residual_smem=None, residual_ready=None,
+    shape: _Shape, names: tuple[str, ...], *refs, x_smem, w_smem, out_smem, ready, free,
+    residual_smem: Any = None, residual_ready: Any = None, values_smem: Any = None,
 ):  # fmt: skip
-    *inputs, out_gmem = rest
-    bias_gmem = inputs[0] if with_bias else None
-    residual_gmem = inputs[-1] if with_residual else None
+    gmem = dict(zip(names, refs, strict=True))
+    x_gmem, w_gmem, out_gmem = gmem["x"], gmem["weight"], gmem["out"]
     config = shape.config
     cta = lax.axis_index("cluster")
     if config.cluster > 1:
@@ -194,7 +227,7 @@ def _body(
         plgpu.set_max_registers(40, action="decrease")
         # Not a constant: of fewer than 8 tokens it reaches past the end, which a constant may not.
         all_rows = pl.ds(lax.min(cta, jnp.int32(0)), shape.rows)
-        shared = {"collective_axes": _CLUSTER} if config.cluster > 1 else {}
+        shared: dict[str, Any] = {"collective_axes": _CLUSTER} if config.cluster > 1 else {}
 
         @pl.loop(0, steps)
         def _step(i):
@@ -222,10 +255,20 @@ def _body(
     @pl.when(role == 1)
     def _multiply():
         plgpu.set_max_registers(232, action="increase")
+        # Loaded now, used after the product: nobody waits for them.
+        squares = _squares(shape, gmem["squares"]) if "squares" in gmem else None
 
         @pl.loop(0, shape.waves)
         def _tile(wave):
             first_step = wave * shape.k_steps
+            column = first_column(wave)
+            out_rows = pl.ds(0, shape.M)
+            if "residual" in gmem:
+                plgpu.copy_gmem_to_smem(
+                    gmem["residual"].at[:, pl.ds(column, config.block_n)],
+                    residual_smem.at[out_rows],
+                    residual_ready,
+                )
 
             def product(*accumulators):
                 @pl.loop(0, shape.k_steps)
@@ -250,41 +293,61 @@ def _body(
 
             accumulator = plgpu.ACC((config.block_n, shape.rows), jnp.float32)
             banks = pl.run_scoped(product, *[accumulator] * shape.banks)
-            column = first_column(wave)
-            out_rows = pl.ds(0, shape.M)
-            if residual_gmem is not None:
-                plgpu.copy_gmem_to_smem(
-                    residual_gmem.at[:, pl.ds(column, config.block_n)],
-                    residual_smem.at[out_rows],
-                    residual_ready,
-                )
-            if bias_gmem is not None:
+            columns = pl.ds(column, config.block_n)
+            if squares is not None:
+                scale = lax.rsqrt(squares.sum(axis=0) / shape.K + shape.eps)
+                banks = [bank * lax.broadcast_in_dim(scale, bank.shape, [1]) for bank in banks]
+            if "bias" in gmem:
                 banks = [
-                    bank + _bias(bias_gmem, column + i * shape.out_n, bank.shape)
+                    bank + _of_columns(gmem["bias"], column + i * shape.out_n, bank.shape)
                     for i, bank in enumerate(banks)
                 ]
             result = banks[0] if shape.gate is None else gated(shape.gate, *banks)
-            if residual_gmem is not None:
+            if "residual" in gmem:
                 plgpu.barrier_wait(residual_ready)
                 before = plgpu.load(residual_smem.T, layout=plgpu.Layout.WGMMA, optimized=False)
                 result = result + before.astype(jnp.float32)
+            result = result.astype(out_smem.dtype)
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            out_smem.T[...] = plgpu.layout_cast(
-                result.astype(out_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
-            )
+            _stage(out_smem, result)
+            sums = None
+            if "norm" in gmem:
+                rounded = result.astype(jnp.float32)
+                weight = _of_columns(gmem["norm"], column, rounded.shape)
+                _stage(values_smem, (rounded * weight).astype(out_smem.dtype))
+                sums = (rounded * rounded).sum(axis=0)
             plgpu.commit_smem()
 
             @pl.when(cta + wave * shape.ctas < shape.tiles)
             def _store():
-                plgpu.copy_smem_to_gmem(
-                    out_smem.at[out_rows], out_gmem.at[:, pl.ds(column, config.block_n)]
-                )
+                plgpu.copy_smem_to_gmem(out_smem.at[out_rows], out_gmem.at[:, columns])
+                if sums is not None:
+                    plgpu.copy_smem_to_gmem(values_smem.at[out_rows], gmem["values"].at[:, columns])
+                    gmem["sums"][cta + wave * shape.ctas] = sums
 
         plgpu.wait_smem_to_gmem(0)
 
 
-def _bias(bias_gmem, column, shape):
-    """The biases of a tile's columns, float32, the same for all tokens."""
+def _stage(smem, value) -> None:
+    """Put a tile where a copy to global memory takes it from."""
+    smem.T[...] = plgpu.layout_cast(value, plgpu.Layout.WGMMA_TRANSPOSED)
+
+
+def _squares(shape: _Shape, squares):
+    """`[64, rows]` whose columns add up to the squares of every token."""
+    total = None
+    for block in range(squares.shape[0] // _SUMS):
+        here = squares.at[pl.ds(block * _SUMS, _SUMS)]
+        sums = plgpu.load(here, layout=plgpu.Layout.WGMMA, optimized=False)
+        if (present := shape.square_tiles - block * _SUMS) < _SUMS:
+            tile = plgpu.broadcasted_iota(jnp.int32, sums.shape, 0, layout=plgpu.Layout.WGMMA)
+            sums = jnp.where(tile < present, sums, 0.0)
+        total = sums if total is None else total + sums
+    return total
+
+
+def _of_columns(gmem, column, shape):
+    """A number for each of a tile's columns, float32, the same for all tokens."""
     along = plgpu.Layout.WGMMA.reduce(1)
-    values = plgpu.load(bias_gmem.at[pl.ds(column, shape[0])], layout=along, optimized=False)
+    values = plgpu.load(gmem.at[pl.ds(column, shape[0])], layout=along, optimized=False)
     return lax.broadcast_in_dim(values.astype(jnp.float32), shape, [0])

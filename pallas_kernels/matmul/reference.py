@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate, gated
+from jaxinfer.pallas_kernels.matmul.norm import Norm
 
 
 def matmul_reference(
@@ -11,14 +12,15 @@ def matmul_reference(
     weight: jax.Array,
     bias: jax.Array | None = None,
     residual: jax.Array | None = None,
+    norm: Norm | None = None,
     *,
     transposed: bool = False,
     gate: Gate | None = None,
-) -> jax.Array:
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Multiply; shapes and meaning as in `api.matmul`.
 
     Returns:
-        `[…, N]` or `[…, N/2]` float32.
+        `[…, N]` or `[…, N/2]` float32, with a norm that and the norm.
     """
     x, weight = x.astype(jnp.float32), weight.astype(jnp.float32)
     with jax.default_matmul_precision("highest"):
@@ -27,4 +29,8 @@ def matmul_reference(
         out = out + bias.astype(jnp.float32)
     if gate is not None:
         out = gated(gate, *jnp.split(out, 2, axis=-1))
-    return out if residual is None else out + residual.astype(jnp.float32)
+    out = out if residual is None else out + residual.astype(jnp.float32)
+    if norm is None:
+        return out
+    scale = jax.lax.rsqrt(jnp.mean(out * out, axis=-1, keepdims=True) + norm.eps)
+    return out, out * scale * norm.weight.astype(jnp.float32)

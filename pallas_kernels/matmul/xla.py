@@ -4,19 +4,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate
+from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, divided
 
 
 def matmul_xla(
-    x: jax.Array,
+    x: Tokens,
     weight: jax.Array,
     bias: jax.Array | None = None,
     residual: jax.Array | None = None,
+    norm: Norm | None = None,
     *,
     transposed: bool = False,
     gate: Gate | None = None,
-) -> jax.Array:
-    """Multiply; shapes and meaning as in `api.matmul`."""
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Multiply; shapes and meaning as in `api.matmul`. A norm is `add_rms_norm`'s."""
+    x = divided(x)
     contract = (((x.ndim - 1,), (int(transposed),)), ((), ()))
     out = lax.dot_general(x, weight, contract)
     if bias is not None:
@@ -25,4 +29,7 @@ def matmul_xla(
         first, up = jnp.split(out, 2, axis=-1)
         first = jax.nn.silu(first) if gate == "silu" else jax.nn.gelu(first, approximate=True)
         out = first * up
+    if norm is not None:
+        normed, total = add_rms_norm(out, residual, norm.weight, eps=norm.eps)
+        return total, normed
     return out if residual is None else out + residual
