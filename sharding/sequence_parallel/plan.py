@@ -40,6 +40,7 @@ def plan(
     schedule: Schedule | str | None = None,
     transport: Transport | None = None,
     chunks: int | None = None,
+    masks_differ: bool = False,
 ) -> Plan:
     """Pick the schedule and transport with the least modelled time.
 
@@ -53,6 +54,7 @@ def plan(
         transport: Take this one and choose the schedule only.
         chunks: Choose only schedules that can cut each of so many chunks of a rank's tokens into
             equal pieces; None: tokens can be padded to fit any. One asked for is taken as it is.
+        masks_differ: As in `predict_transport`.
 
     Returns:
         The plan with the predictions behind it.
@@ -74,7 +76,9 @@ def plan(
     _check_transport(transport)
     options = _options(topology, workload, schedule, transport, chunks)
     predictions: dict[tuple[str, Transport], Prediction] = {
-        (option.name, carrier): predict_transport(option, carrier, topology, workload)
+        (option.name, carrier): predict_transport(
+            option, carrier, topology, workload, masks_differ=masks_differ
+        )
         for option, carrier in options
     }
     limit = min(p.total_s for p in predictions.values()) * (1 + TIE)
@@ -147,20 +151,28 @@ def check_heads(schedule: Schedule, num_kv_heads: int) -> None:
 
 
 def predict_transport(
-    schedule: Schedule, transport: Transport, topology: Topology, workload: Workload
+    schedule: Schedule,
+    transport: Transport,
+    topology: Topology,
+    workload: Workload,
+    *,
+    masks_differ: bool = False,
 ) -> Prediction:
     """Model one attention layer over a schedule with the traffic of a transport.
 
     * `ppermute`: lanes of a step go one after another, each with a latency of its own.
     * `all_to_all`: lanes go together, and idle links carry a piece that nobody reads.
     * `all_gather`: attention needs the first group of heads before it can begin, so the first
-      exchange is not hidden. A group is one attention call, with a causal mask (zigzag) two.
+      exchange is not hidden. A group is one attention call, with a causal mask (zigzag) two, and
+      with masks that differ n.
 
     Args:
         schedule: n ranks.
         transport: `"ppermute"`, `"all_to_all"` or `"all_gather"`.
         topology: Links between n ranks.
         workload: Attention.
+        masks_differ: Pieces of different ranks have different masks, and so each an attention call
+            of its own (striped placement under a causal mask).
 
     Returns:
         Modelled seconds, never measured ones.
@@ -170,18 +182,21 @@ def predict_transport(
     """
     steps, n, lanes = schedule.destination.shape
     m = schedule.pieces_per_rank
+    prediction = predict(schedule.destination, m, topology, workload)
+    own, *others = prediction.computation_s
+    more_calls_s = (lanes - 1) * workload.step_overhead_s if masks_differ else 0.0
+    computation = (own, *(seconds + more_calls_s for seconds in others))
     if transport == "ppermute":
-        prediction = predict(schedule.destination, m, topology, workload)
         alone = schedule.destination.transpose(0, 2, 1).reshape(steps * lanes, n, 1)
         times = predict(alone, m, topology, workload).communication_s
         communication = tuple(sum(times[t * lanes : (t + 1) * lanes]) for t in range(steps))
-        return _overlapped(communication, prediction.computation_s)
+        return _overlapped(communication, computation)
     every_link = all_gather(n, steps).destination if steps else schedule.destination
     together = predict(every_link, m, topology, workload)
     if transport == "all_to_all" or not steps:
-        computation = predict(schedule.destination, m, topology, workload).computation_s
         return _overlapped(together.communication_s, computation)
-    group_s = workload.block_s * n / m + workload.step_overhead_s * (2 if workload.causal else 1)
+    calls = n if masks_differ else 2 if workload.causal else 1
+    group_s = workload.block_s * n / m + workload.step_overhead_s * calls
     waiting = together.communication_s[0]
     hidden = _overlapped(together.communication_s[1:], (group_s,) * m)
     return Prediction(

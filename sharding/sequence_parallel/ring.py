@@ -217,4 +217,5 @@ def plan_for(
         schedule=schedule,
         transport=transport,
         chunks=None if any_length else chunks_per_rank(placement),
+        masks_differ=is_causal and placement == "striped",
     )

@@ -194,8 +194,7 @@ class Local:
         # A scan: a part of the keys costs a merge of all queries, and only one is in memory.
         lanes = (pieces, owner, number, seen)
         if state is None:
-            state = attend(*jax.tree.map(lambda x: x[0], lanes))
-            lanes = jax.tree.map(lambda x: x[1:], lanes)
+            state = nothing(query)
         return lax.scan(
             lambda state, lane: (merge_attention([state, attend(*lane)]), None), state, lanes
         )[0]

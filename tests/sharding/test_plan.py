@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxinfer.sharding import TOPOLOGIES, Topology, Workload, build, plan
-from jaxinfer.sharding.sequence_parallel.plan import predict_transport
+from jaxinfer.sharding import TOPOLOGIES, Schedule, Topology, Workload, build, plan
+from jaxinfer.sharding.sequence_parallel.plan import Transport, predict_transport
 
 WORK = Workload(tokens_per_rank=840, num_heads=8, num_kv_heads=8, head_dim=64)
 BARE = Topology(
@@ -48,6 +48,27 @@ def test_all_gather_of_heads_waits_for_the_first_group():
     assert got.total_s == pytest.approx(exchange + 3 * max(exchange, group) + group)
 
 
+def test_pieces_with_masks_of_their_own_have_calls_of_their_own():
+    """Striped placement: one call for each lane, and for each block that was gathered."""
+    hamilton, heads = build("hamilton", 8), build("all_gather", 8, pieces=4)
+    call = WORK.step_overhead_s
+    pairs: list[tuple[Schedule, Transport, int]]
+    pairs = [(hamilton, "all_to_all", 6), (heads, "all_gather", 7)]
+    for schedule, transport, more in pairs:
+        one = predict_transport(schedule, transport, BARE, WORK)
+        every = predict_transport(schedule, transport, BARE, WORK, masks_differ=True)
+        assert every.communication_s == one.communication_s
+        first = transport != "all_gather"  # the own block has one mask
+        assert every.computation_s[:first] == one.computation_s[:first]
+        assert every.computation_s[first:] == pytest.approx(
+            [seconds + more * call for seconds in one.computation_s[first:]]
+        )
+    ring = build("ring", 8)
+    assert predict_transport(ring, "ppermute", BARE, WORK, masks_differ=True) == (
+        predict_transport(ring, "ppermute", BARE, WORK)
+    )
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from([name for name in TOPOLOGIES if name != "h100-nodes"]),
@@ -55,11 +76,14 @@ def test_all_gather_of_heads_waits_for_the_first_group():
     st.sampled_from([1, 7, 64, 1680, 20000]),
     st.sampled_from([1, 3, 8]),
     st.booleans(),
+    st.booleans(),
 )
-def test_never_slower_than_the_ring_it_replaces(name, n, tokens, kv_heads, causal):
+def test_never_slower_than_the_ring_it_replaces(name, n, tokens, kv_heads, causal, striped):
     work = Workload(tokens_per_rank=tokens, num_heads=24, num_kv_heads=kv_heads, head_dim=128,
                     causal=causal)  # fmt: skip
-    chosen = plan(TOPOLOGIES[name](n), work, chunks=2 if causal else 1)
+    chosen = plan(
+        TOPOLOGIES[name](n), work, chunks=2 if causal and not striped else 1, masks_differ=striped
+    )
     taken = chosen.predictions[chosen.schedule.name, chosen.transport]
     assert taken.total_s <= chosen.predictions["ring", "ppermute"].total_s
     if chosen.transport != "all_gather":
