@@ -36,11 +36,14 @@ def tokens(output: str) -> list[list[int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 4])
-def test_greedy_tokens_are_those_of_one_process(model, alone, devices):
+@pytest.mark.parametrize(
+    ("devices", "mesh"),
+    [(1, ()), (4, ()), (4, ("--mesh", "seq=4,tensor=2"))], ids=("two", "eight", "seq"),
+)  # fmt: skip
+def test_greedy_tokens_are_those_of_one_process(model, alone, devices, mesh):
     """Over all devices, two or eight; the second process has neither prompts nor options."""
     with two(
-        "--model", model, *LENGTH, "20", "--json", *PROMPTS,
+        "--model", model, *LENGTH, "20", "--json", *mesh, *PROMPTS,
         devices=devices, follower=["--model", model],
     ) as (first, second):  # fmt: skip
         code, output, errors = ends(first)
