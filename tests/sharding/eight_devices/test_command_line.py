@@ -25,7 +25,7 @@ def said(tmp_path, capsys, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("mesh", ["tensor=2", "data=1,seq=4,tensor=2"])
+@pytest.mark.parametrize("mesh", ["tensor=2", "data=2,seq=2,tensor=2"])
 def test_generate(said, mesh):
     want = said("generate")
     assert want.count("## ") == 3
