@@ -66,8 +66,9 @@ class LLM:
             dtype: Of the weights; `"auto"`: bfloat16, and float32 on a CPU.
             max_model_len: Longest prompt plus answer, tokens; default: the model's, at most 32768.
             max_num_seqs: Most requests that decode together; default 64, on a CPU 8.
-            max_num_batched_tokens: Most tokens of one prefill call; default 8192, on a CPU 512.
-            block_size: Tokens per KV-cache page: 16, 32, 64 or 128.
+            max_num_batched_tokens: Most tokens of one prefill call; default 8192, on a CPU 512, and
+                along `seq` n times that.
+            block_size: Tokens per KV-cache page on each device: 16, 32, 64 or 128.
             gpu_memory_utilization: Share of the GPU's memory for weights and cache.
             num_gpu_blocks_override: Pages in the KV cache; default: what memory allows.
             steps_per_sync: Decode steps dispatched together; default 8, on a CPU 2. Streamed text
@@ -80,9 +81,10 @@ class LLM:
                 that `jaxinfer calibrate softmax` wrote: unified where it fits.
             batch_invariant: Compute in the same shapes whatever shares the batch, so that the
                 answer of a request that is never preempted is the same to the bit. Slower.
-            mesh: Devices that share the work, as in `"data=2,tensor=4"`, or a `jax.sharding.Mesh`
-                with these axes. Along `tensor`, each has a part of the heads, of the feed-forward,
-                of the vocabulary and of the cache; along `data` there are copies of model and
+            mesh: Devices that share the work, as in `"data=1,seq=4,tensor=2"`, or a
+                `jax.sharding.Mesh` with these axes. Along `tensor`, each has a part of the heads,
+                of the feed-forward, of the vocabulary and of the cache; along `seq`, of the tokens
+                of every prompt and of its cache; along `data` there are copies of model and
                 cache, each for `max_num_seqs` requests of its own. Default: one device, or those
                 of a decoder that is divided.
             progress: Called with (what is fetched or read, units done, units in all).

@@ -63,8 +63,9 @@ class Model:
     softmax: str = "online"
     """Of decode attention: online, unified, or a file of jaxinfer calibrate softmax."""
     mesh: Mesh = None
-    """Devices that share the work, as tensor=2: parts of one model; or data=2: copies of it, each
-    for requests of its own; or both, as data=2,tensor=4."""
+    """Devices that share the work, as tensor=2: parts of one model; or seq=4: parts of every
+    prompt and of its cache; or data=2: copies of the model, each for requests of its own; or
+    several of these, as data=1,seq=4,tensor=2."""
 
     def check(self) -> None:
         """Refuse sizes that suit no model, a mesh and a softmax, before one is fetched.
