@@ -1,8 +1,9 @@
 """Pictures of the saved rows: a bar per case and implementation, a picture per op and device."""
 
 import dataclasses
+import functools
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,17 +54,24 @@ def plot_all(op: str, out: Path, *, results: Path = RESULTS) -> list[Path]:
     found = [grid for name in ([op] if op else OPS) for grid in grids(name, results=results)]
     if op and not found:
         raise ValueError(f"no results of {op}; python -m bench run --op {op} --save")
+    return [
+        save(functools.partial(draw, grid), out / grid.key / f"{grid.op}.svg") for grid in found
+    ]
+
+
+def save(picture: "Callable[[], Figure]", path: Path) -> Path:
+    """Draw a picture in the style of all, and write it; the same picture is the same file.
+
+    Raises:
+        ValueError: no matplotlib.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("pictures need matplotlib: pip install 'jaxinfer[bench]'")
-    return [_save(grid, out / grid.key / f"{grid.op}.svg") for grid in found]
-
-
-def _save(grid: Grid, path: Path) -> Path:
     import matplotlib  # pyright: ignore[reportMissingImports]
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_STYLE):
-        draw(grid).savefig(path, metadata={"Date": None, "Creator": None})
+        picture().savefig(path, metadata={"Date": None, "Creator": None})
     lines = (line.rstrip() for line in path.read_text().splitlines())
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -3,6 +3,7 @@
 python -m jaxinfer.sharding.show --ranks 8 --schedule hamilton
 python -m jaxinfer.sharding.show --ranks 6 --schedule full_link --out rings.svg
 python -m jaxinfer.sharding.show --ranks 8 --predict mi300x-mesh --heads 20 --kv-heads 20
+python -m jaxinfer.sharding.show --published
 """
 
 import argparse
@@ -16,6 +17,7 @@ from jaxinfer.sharding.cost import Workload
 from jaxinfer.sharding.draw_svg import svg
 from jaxinfer.sharding.draw_text import describe
 from jaxinfer.sharding.kinds import KINDS, build
+from jaxinfer.sharding.published import table as published_table
 from jaxinfer.sharding.topology import TOPOLOGIES, Topology, h100_nodes
 
 
@@ -42,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--head-dim", type=int, help="head dimension (128)")
     add("--causal", action="store_true", default=None, help="causal mask, zigzag placement")
     add("--tflops", type=float, help="rate that the attention kernel reaches (600)")
+    add("--published", action="store_true", help="table of TASP's numbers beside the model's")
     return arguments
 
 
@@ -90,6 +93,11 @@ def render(options: argparse.Namespace) -> str:
     """
     drawing = ("schedule", "pieces", "steps", "out")
     predicting = ("tokens", "heads", "kv_heads", "head_dim", "causal", "tflops")
+    if options.published:
+        given = [n for n in (*drawing, "predict", *predicting) if getattr(options, n) is not None]
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} has no meaning with --published")
+        return published_table()
     for name in drawing if options.predict is not None else predicting:
         if getattr(options, name) is not None:
             without = "with" if options.predict is not None else "without"

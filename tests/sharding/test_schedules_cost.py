@@ -1,21 +1,19 @@
 """The cost model, its topologies, and the choice that follows from them."""
 
 import dataclasses
-import itertools
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer.sharding import TOPOLOGIES, Schedule, Topology, Workload, build, choose
 from jaxinfer.sharding.choose import candidates
+from jaxinfer.sharding.published import PUBLISHED, grid
 from jaxinfer.sharding.topology import (
     h100_nodes,
     h100_nvswitch,
     mi300x_mesh,
-    mi300x_tasp,
     pcie5,
 )
 
@@ -136,41 +134,44 @@ def test_candidates_are_all_kinds_that_exist():
     assert "multinode" not in candidates(h100_nodes(6, 3))
 
 
-def published_grid(causal: bool, flops_per_s: float) -> list[Workload]:
-    """Shapes of TASP's benchmark: S = 3360·2^i, batch 2^j, at most 10 M tokens, 8 ranks."""
-    return [
-        Workload(
-            tokens_per_rank=3360 * 2**i // 8,
-            batch=2**j,
-            num_heads=heads,
-            num_kv_heads=heads,
-            head_dim=head_dim,
-            causal=causal,
-            flops_per_s=flops_per_s,
-        )
-        for (heads, head_dim), i, j in itertools.product(
-            [(20, 128), (4, 512), (12, 192)], range(8), range(8)
-        )
-        if 3360 * 2 ** (i + j) <= 10e6
+def test_order_of_the_published_gains():
+    """Little behind a switch, much in a mesh, more with a causal mask, most at best."""
+    found = {(p.topology(8).name, p.causal): (p, p.modelled()) for p in PUBLISHED}
+    rows = [
+        found[name, causal] for name in ("h100-nvswitch", "mi300x-tasp") for causal in (False, True)
     ]
+    published = [p.mean for p, _ in rows] + [max(p.most for p, _ in rows)]
+    modelled = [mean for _, (mean, _) in rows] + [max(most for _, (_, most) in rows)]
+    assert published == sorted(published) == [1.05, 1.08, 1.57, 1.68, 3.58]
+    assert modelled == sorted(modelled)
+    assert len(set(modelled)) == len(modelled)
+    for p, (mean, most) in rows:
+        assert mean == pytest.approx(p.mean, abs=0.1 if p.system == "H100" else 0.2)
+        assert 1 < mean < most
+    for causal in (False, True):
+        switch, mesh, sheet = (
+            found[name, causal] for name in ("h100-nvswitch", "mi300x-tasp", "mi300x-mesh")
+        )
+        assert switch[0].most < mesh[0].most
+        assert switch[1][1] < mesh[1][1] < sheet[1][1]
+        assert mesh[1][1] < mesh[0].most < sheet[1][1], "the best published one lies between"
 
 
-def gains(topology: Topology, work: list[Workload]) -> np.ndarray:
-    ring, rings = build("ring", 8), build("hamilton", 8)
-    return np.array(
-        [ring.predict(topology, w).total_s / rings.predict(topology, w).total_s for w in work]
-    )
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda p: f"{p.topology(8).name}-{p.causal}")
+def test_choices_on_the_published_grid_are_never_predicted_slower_than_the_ring(row):
+    links = row.topology(8)
+    for work in grid(causal=row.causal, flops_per_s=row.flops_per_s):
+        choice = choose(links, work)
+        rings = build("hamilton", 8).predict(links, work).total_s
+        assert choice.speedup >= 1
+        assert choice.predictions[choice.schedule.name].total_s <= rings * 1.001
 
 
-@pytest.mark.parametrize(("causal", "h100", "mi300x"), [(False, 1.05, 1.57), (True, 1.08, 1.68)])
-def test_order_of_the_published_gains(causal: bool, h100: float, mi300x: float):
-    switch = gains(h100_nvswitch(8), published_grid(causal, 600e12))
-    mesh = gains(mi300x_tasp(8), published_grid(causal, 300e12))
-    sheet = gains(mi300x_mesh(8), published_grid(causal, 300e12))
-    assert switch.mean() == pytest.approx(h100, abs=0.1)
-    assert mesh.mean() == pytest.approx(mi300x, abs=0.2)
-    assert switch.mean() < mesh.mean() < sheet.mean()
-    assert switch.max() < mesh.max() < sheet.max()
+def test_the_published_grid():
+    work = grid(causal=True, flops_per_s=1e12)
+    # i and j from 0 to 7, and i + j at most 11: 6 of 64 pairs are too long.
+    assert len(work) == 3 * (64 - 6)
+    assert max(w.tokens_per_rank * 8 * w.batch for w in work) == 3360 * 2**11 <= 10e6
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0, 0.0])

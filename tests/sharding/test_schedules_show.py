@@ -91,6 +91,7 @@ def test_command_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--predict", "pcie5", "--steps", "2"], "--steps has no meaning with --predict"),
         (["--kv-heads", "2"], "--kv-heads has no meaning without --predict"),
         (["--causal"], "--causal has no meaning without --predict"),
+        (["--published", "--tokens", "64"], "--tokens has no meaning with --published"),
         (["--out", "/does/not/exist.svg"], "No such file or directory"),
     ],
 )
@@ -137,6 +138,11 @@ def test_document_shows_what_the_command_prints(
 ):
     assert main(line.removeprefix(COMMAND).split()) == 0
     assert capsys.readouterr().out == output
+
+
+def test_document_has_the_published_numbers(capsys: pytest.CaptureFixture[str]):
+    assert main(["--published"]) == 0
+    assert capsys.readouterr().out in DOCUMENT.read_text()
 
 
 def test_document_has_examples():
