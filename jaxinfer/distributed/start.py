@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import os
+import socket
 import threading
 from typing import Any
 
@@ -38,6 +39,8 @@ def initialize(
             tries, so the process has to be ended.
         RuntimeError: JAX has been used already.
     """
+    if process_id == 0 and coordinator is not None:
+        _check_port(coordinator)
     # For programs that save their state it catches SIGTERM, so that a job could not be ended by it.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -76,10 +79,32 @@ def initialize(
     except jax.errors.JaxRuntimeError as error:
         if "start RPC server" not in str(error):
             raise
-        raise UnreachableError(
-            "process 0 cannot listen on the coordinator's port; another program may have it, "
-            f"perhaps a process 0 of its own{'' if coordinator is None else f' ({coordinator})'}"
-        ) from error
+        raise UnreachableError(_port_is_taken(coordinator)) from error
+
+
+def _check_port(coordinator: str) -> None:
+    """Whether process 0 can listen where the others will look for it.
+
+    JAX does the same a moment later, but jaxlib 0.11.2 ends some processes by a segmentation fault
+    where it cannot.
+    """
+    port = int(coordinator.rpartition(":")[2])
+    family, host = (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "")
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UnreachableError(_port_is_taken(coordinator)) from error
+
+
+def _port_is_taken(coordinator: str | None) -> str:
+    return (
+        "process 0 cannot listen on the coordinator's port; another program may have it, "
+        f"perhaps a process 0 of its own{'' if coordinator is None else f' ({coordinator})'}"
+    )
 
 
 def _too_late(coordinator: str | None, count: Any, number: Any, seconds: int) -> str:

@@ -1,4 +1,4 @@
-"""A thread that ends this process when another one has failed or died.
+"""Threads that end this process when another one has failed or died.
 
 A process that waits in a collective for one that is gone may wait for ever: NCCL does. JAX's own
 heartbeats end it then, but with a stack trace and without saying who was lost or why. So every
@@ -31,14 +31,22 @@ class Watch:
         """
         self._store, self._index, self._count, self._timeout_s = store, index, count, timeout_s
         self.interval_s = min(1.0, timeout_s / 10)
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._thread.start()
+        self._stopped, self._silenced = threading.Event(), threading.Event()
+        self._answered = time.monotonic()  # when the store did so last
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for run, name in ((self._run, "watch"), (self._watch_coordinator, "watch-coordinator"))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the thread, before the coordinator is disconnected."""
+        """End the threads, before the coordinator is disconnected."""
+        beating, guarding = self._threads
         self._stopped.set()
-        self._thread.join()
+        beating.join()  # perhaps within a call of the store, which is guarded until then
+        self._silenced.set()
+        guarding.join()
 
     def tell(self, reason: str) -> None:
         """Say why this process fails, and give the others time to read it."""
@@ -57,6 +65,7 @@ class Watch:
                 if not self._stopped.is_set():
                     self._leave("process 0, the coordinator, cannot be reached any more")
                 return
+            self._answered = time.monotonic()
             others = [number for number in range(self._count) if number != self._index]
             now = time.monotonic()
             for number in others:
@@ -67,11 +76,18 @@ class Watch:
                 known, since = heard.get(number, (None, now))
                 heard[number] = (beat, now if beat != known else since)
                 if now - heard[number][1] > self._timeout_s:
-                    self._leave(
-                        f"process {number} has not answered for {self._timeout_s:g} s; "
-                        "it has died, or the network is down"
-                    )
+                    self._leave(_silent(number, self._timeout_s))
                     return
+
+    def _watch_coordinator(self) -> None:
+        """Leave if process 0 is there but stands still, or if what it sends is lost.
+
+        Calls of the store have no time limit of their own, and then wait in `_run`.
+        """
+        while not self._silenced.wait(self.interval_s):
+            if time.monotonic() - self._answered > self._timeout_s:
+                self._leave(_silent(0, self._timeout_s))
+                return
 
     def _leave(self, message: str) -> None:
         last_words.claim()
@@ -84,3 +100,9 @@ class Watch:
         # With process 0 ends the coordinator; with any, connections, of which others would hear
         # first.
         time.sleep(2.5 * self.interval_s)
+
+
+def _silent(number: int, seconds: float) -> str:
+    return (
+        f"process {number} has not answered for {seconds:g} s; it has died, or the network is down"
+    )

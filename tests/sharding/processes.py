@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 
 from tests.cli.command import REPOSITORY, command
@@ -47,8 +48,35 @@ def two(
         one(address, number, devices, *(arguments if not number or follower is None else follower))
         for number in range(2)
     ]
-    try:
+    with ended(running):
         yield running
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[list[subprocess.Popen[str]]]:
+    """Two that have found each other: process 0 is busy, process 1 waits for what it will say."""
+    address = free_address()
+    script = str(REPOSITORY / "tests" / "sharding" / "waiting_process.py")
+    running = [
+        subprocess.Popen(
+            [sys.executable, script, str(number), address], cwd=REPOSITORY, text=True,
+            env=environment(1) | {"PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    with ended(running):
+        for process in running:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "joined\n"
+        yield running
+
+
+@contextlib.contextmanager
+def ended(running: list[subprocess.Popen[str]]) -> Iterator[None]:
+    """No process outlives the block."""
+    try:
+        yield
     finally:
         for process in running:
             process.kill()  # also a stopped one

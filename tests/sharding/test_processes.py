@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import time
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.cli.command import run, write_tiny_model
 from tests.paths import model_path, needs_model
-from tests.sharding.processes import ends, environment, free_address, one, two
+from tests.sharding.processes import ended, ends, environment, free_address, one, two, waiting
 
 PROMPTS = ("Hello there", "And")
 LENGTH = ("--raw", "--ignore-eos", "--max-tokens")
@@ -95,6 +96,40 @@ def test_a_stream_that_loses_a_process_ends(model, which, how, code, message):
 
 
 @pytest.mark.slow
+def test_a_prompt_that_is_shared_loses_a_process(model):
+    """Along `seq` devices wait for each other's keys in every layer."""
+    mesh = ("--mesh", "seq=2", "--heartbeat-timeout", "5")
+    with two("--model", model, *LENGTH, "4000", "Hello", *mesh) as (first, second):
+        assert first.stdout is not None
+        assert first.stdout.read(1)
+        second.kill()
+        start = time.monotonic()
+        code, _, errors = ends(first)
+        assert time.monotonic() - start < 30
+        assert code == 1, errors
+        assert "error: the connection to another process was lost" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_process_that_is_lost_between_steps(which, how):
+    """Nobody is in a collective, where a connection would break: only the watch can tell."""
+    with waiting() as running:
+        running[which].send_signal(how)
+        start = time.monotonic()
+        code, _, errors = ends(running[1 - which])
+        assert time.monotonic() - start < 20  # for a limit of 3 s
+        assert code == 1, errors
+        said = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1, errors
+        if (which, how) == (0, signal.SIGKILL):  # with it went the coordinator
+            assert "process 0" in said[0]
+        else:
+            assert f"process {which} has not answered for 3 s" in said[0]
+
+
+@pytest.mark.slow
 def test_an_error_of_one_process_is_the_error_of_all(model, tmp_path):
     other = str(write_tiny_model(tmp_path / "other", num_heads=4, num_kv_heads=2))
     with two("--model", model, "Hello", follower=["--model", other]) as (first, second):
@@ -124,6 +159,32 @@ def test_processes_that_do_not_come_are_not_waited_for(model, number, message):
     assert (code, output) == (1, "")
     assert errors.startswith(message.format(address))
     assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_coordinator_whose_name_nobody_knows(model):
+    process = one("no-such-host.invalid:1234", 1, 1, "--model", model, "Hello",
+                  "--initialization-timeout", "3")  # fmt: skip
+    with ended([process]):
+        code, output, errors = ends(process)
+    assert (code, output) == (1, "")
+    said = errors.splitlines()[-1]
+    assert said.startswith("error: the coordinator no-such-host.invalid:1234 was not reached")
+
+
+@pytest.mark.slow
+def test_a_port_that_another_program_has(model):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        process = one(address, 0, 1, "--model", model, "Hello", "--initialization-timeout", "20")
+        with ended([process]):
+            code, output, errors = ends(process)
+    assert (code, output) == (1, "")
+    said = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1, errors
+    assert said[0].startswith("error: process 0 cannot listen on the coordinator's port")
 
 
 @pytest.mark.parametrize(
