@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench import plain_jax
+from bench import plain_jax, torch_peer
 from bench.case import Measurement, WrongResult
 from jaxinfer.engine.delivery import merge
 from jaxinfer.engine.engine import Engine, EngineConfig
@@ -24,10 +24,18 @@ from tests.metrics import relative_rms
 
 MODELS: dict[str, Callable[[], DecoderConfig]] = {
     "smollm2-135m": DecoderConfig.smollm2_135m,
-    "llama-3-8b": DecoderConfig.llama3_8b,
+    # The shape of Llama 3, with the positions of Llama 3.1.
+    "llama-3-8b": lambda: dataclasses.replace(
+        DecoderConfig.llama3_8b(), max_position_embeddings=131_072
+    ),
     "llama-2-7b": DecoderConfig.llama2_7b,
 }
 RUNNERS = ("dispatch", "xla", "plain_cudnn", "plain_xla")
+_WITHOUT = "dispatch-no-"
+ABLATIONS = tuple(
+    _WITHOUT + op for op in ("matmul", "decode_attention", "rope_kv_write", "add_rms_norm")
+)
+"""The engine with one op in plain JAX: what its kernel is worth."""
 
 # Two layers round a bfloat16 stream about a dozen times, 2^-9 each, and the last product once
 # more; float32 differs by the order of summation.
@@ -61,10 +69,19 @@ def _engine(name: str, model: Decoder, runner: str, rows: int, length: int) -> E
         max_num_batched_tokens=default_batched_tokens(),
         steps_per_sync=8,
         dtype=dtype(),
-        implementation=None if runner == "dispatch" else runner,
-        full_tables=runner == "dispatch" and reads_only_lengths(MODELS[name](), _PAGE, dtype()),
+        implementation=_forced(runner),
+        full_tables=runner.startswith("dispatch")
+        and not runner.endswith("decode_attention")
+        and reads_only_lengths(MODELS[name](), _PAGE, dtype()),
     )
     return Engine(model, None, config)
+
+
+def _forced(runner: str) -> str | None:
+    """A runner as `EngineConfig.implementation`."""
+    if runner.startswith(_WITHOUT):
+        return runner.removeprefix(_WITHOUT) + "=xla"
+    return None if runner == "dispatch" else runner
 
 
 @functools.lru_cache(maxsize=2)
@@ -75,6 +92,14 @@ def plain_of(name: str, runner: str) -> plain_jax.Greedy:
 
 def _kernel(runner: str) -> plain_jax.Kernel:
     return "cudnn" if runner == "plain_cudnn" else "xla"
+
+
+def ragged_lengths(rows: int, longest: int) -> list[int]:
+    """Lengths of prompts, lognormal around 2,000 tokens from 100 to `longest`, which one has."""
+    drawn = np.random.default_rng(7).lognormal(np.log(2000), 1.0, rows)
+    lengths = np.clip(drawn, 100, longest).astype(int).tolist()
+    lengths[int(np.argmax(drawn))] = longest
+    return lengths
 
 
 def prompts(name: str, rows: int, length: int, *, seed: int) -> np.ndarray:
@@ -109,7 +134,7 @@ class Progress:
         return 1e6 * (last[0] - first[0]) / (last[1] - first[1])
 
 
-def run_engine(engine: Engine, tokens: np.ndarray, new_tokens: int) -> Progress:
+def run_engine(engine: Engine, tokens: Iterable[np.ndarray], new_tokens: int) -> Progress:
     """Answer all prompts together, greedily."""
     params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
     start = time.perf_counter()
@@ -169,6 +194,10 @@ def check_runner(name: str, runner: str) -> float:
         with jax.default_matmul_precision("highest"):
             want = _plain_logits(wide, prompt, step, "xla")
         error = max(relative_rms(*pair) for pair in zip(got, want, strict=True))
+    elif runner in torch_peer.RUNNERS:
+        with jax.default_matmul_precision("highest"):
+            want = _plain_logits(wide, prompt, prompts(name, 2, 1, seed=2), "xla")[0]
+        error = relative_rms(torch_peer.logits(model, prompt), want)
     else:
         answers = _engine_answers(name, model, runner, prompt)
         step = np.asarray([answer.token_ids[:1] for answer in answers], np.int32)

@@ -6,9 +6,10 @@ import time
 import jax
 import jax.numpy as jnp
 
-from bench import plain_jax
+from bench import plain_jax, torch_peer
 from bench.case import Measurement
 from bench.whole_model import (
+    ABLATIONS,
     MODELS,
     RUNNERS,
     dtype,
@@ -18,6 +19,7 @@ from bench.whole_model import (
     model_of,
     plain_of,
     prompts,
+    ragged_lengths,
     run_engine,
     weight_bytes,
 )
@@ -33,55 +35,82 @@ class DecodeCase:
     Attributes:
         model: Whose shape.
         B: Requests.
-        S: Context at the middle of the answer, tokens.
+        S: Context at the middle of the answer, tokens; of the longest request.
+        ragged: The others are shorter (`ragged_lengths`). Plain JAX pads them to the longest.
         rows: Rows of the engine; B of several cases share one engine.
+        others: Further implementations.
         tag: As in `Case`.
     """
 
     model: str
     B: int
     S: int
+    ragged: bool = False
     rows: int = 64
+    others: tuple[str, ...] = ()
     tag: str = "primary"
 
     @property
     def name(self) -> str:
         """As in `Case`."""
-        return f"{self.model} b{self.B} s{self.S}"
+        return f"{self.model} b{self.B} s{self.S}" + " ragged" * self.ragged
 
     @property
     def flops(self) -> float:
         """Products with the weights, and attention."""
         config = MODELS[self.model]()
-        attention = 4 * config.num_layers * config.num_heads * config.head_dim * self.S
+        attention = 4 * config.num_layers * config.num_heads * config.head_dim * self._context
         weights = weight_bytes(config) / dtype().itemsize
-        return self.B * (2 * weights + attention)
+        return 2 * self.B * weights + attention
 
     @property
     def bytes(self) -> float:
         """Weights once, and the keys and values of every request."""
         config = MODELS[self.model]()
-        return weight_bytes(config) + kv_bytes(config, self.B * self.S)
+        return weight_bytes(config) + kv_bytes(config, self._context)
 
     @property
     def implementations(self) -> tuple[str, ...]:
         """The engine with the chooser and with XLA only, and plain JAX."""
-        return RUNNERS
+        return (*RUNNERS, *self.others)
 
     def measure(self, implementation: str, *, repeats: int) -> Measurement:
         """Time answers of 128 tokens; see `Case.measure`."""
-        once = self._plain if implementation.startswith("plain_") else self._engine
+        once = self._engine
+        if implementation.startswith("plain_"):
+            once = self._plain
+        elif implementation in torch_peer.RUNNERS:
+            once = self._torch
         runs = max(2, repeats // 7)
         return measurement(self.model, implementation, once, runs=runs, tokens=self.B)
 
     @property
     def _prompt(self) -> int:
+        """Tokens of the longest prompt."""
         return self.S - _NEW_TOKENS // 2
+
+    @property
+    def _lengths(self) -> list[int]:
+        """Tokens of every prompt."""
+        return ragged_lengths(self.B, self._prompt) if self.ragged else [self._prompt] * self.B
+
+    @property
+    def _context(self) -> int:
+        """Tokens of all requests at the middle of the answer."""
+        return sum(self._lengths) + self.B * (_NEW_TOKENS // 2)
 
     def _engine(self, runner: str, seed: int) -> float:
         engine = engine_of(self.model, runner, self.rows, self._prompt + 2 * _NEW_TOKENS)
         tokens = prompts(self.model, self.B, self._prompt, seed=seed)
-        return run_engine(engine, tokens, _NEW_TOKENS).us_per_token(skip=_WARM)
+        cut = [row[:length] for row, length in zip(tokens, self._lengths, strict=True)]
+        return run_engine(engine, cut, _NEW_TOKENS).us_per_token(skip=_WARM)
+
+    def _torch(self, runner: str, seed: int) -> float:
+        """The difference of a long and a short answer, so that the prompt does not count."""
+        generation = torch_peer.generation(model_of(self.model), runner)
+        tokens = prompts(self.model, self.B, self._prompt, seed=seed)
+        short = generation.seconds(tokens, _WARM)
+        return 1e6 * (generation.seconds(tokens, _NEW_TOKENS) - short) / (_NEW_TOKENS - _WARM)
 
     def _plain(self, runner: str, seed: int) -> float:
         model = model_of(self.model)
@@ -104,10 +133,18 @@ class DecodeCase:
 
 
 def cases() -> list[DecodeCase]:
-    """SmolLM2, and the 8B shape at three batch sizes."""
+    """SmolLM2; the 8B shape in batches, ragged and long; the 7B shape of the papers."""
     return [
         *(DecodeCase(model="smollm2-135m", B=B, S=1024) for B in (1, 8, 64)),
-        *(DecodeCase(model="llama-3-8b", B=B, S=1024) for B in (1, 8, 64)),
-        DecodeCase(model="llama-2-7b", B=1, S=1024, rows=1, tag="stress"),
+        DecodeCase(model="llama-3-8b", B=1, S=1024),
+        DecodeCase(model="llama-3-8b", B=8, S=1024, others=ABLATIONS),
+        DecodeCase(model="llama-3-8b", B=64, S=1024),
+        DecodeCase(model="llama-3-8b", B=16, S=8192, ragged=True, rows=16),
+        DecodeCase(model="llama-3-8b", B=8, S=32_768, rows=8, tag="stress"),
+        DecodeCase(model="llama-2-7b", B=1, S=1024, rows=1, others=torch_peer.RUNNERS),
         DecodeCase(model="smollm2-135m", B=2, S=80, rows=2, tag="ci"),
-    ]
+        DecodeCase(
+            model="smollm2-135m", B=3, S=170, ragged=True, rows=4,
+            others=(*ABLATIONS, *torch_peer.RUNNERS), tag="ci",
+        ),
+    ]  # fmt: skip

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from bench import whole_model
+from bench import torch_peer, whole_model
 from bench.case import WrongResult
 from bench.cases.e2e_decode import DecodeCase
 from bench.cases.e2e_prefill import PrefillCase
@@ -41,6 +41,34 @@ def test_a_case_is_checked_and_timed(case, tokens, runner):
     assert 0 <= measured.rel_rms < 2e-2
     rate = tokens * 1e6 / measured.median_us
     assert measured.extra["tokens_per_s"] == pytest.approx(rate, rel=1e-6)
+
+
+def test_ragged_requests_are_counted_as_they_are():
+    case = DecodeCase(model="tiny", B=3, S=300, ragged=True, rows=4)
+    lengths = case._lengths
+    assert max(lengths) == 300 - 64
+    assert min(lengths) >= 100
+    assert lengths == case._lengths, "the same for every implementation"
+    uniform = DecodeCase(model="tiny", B=3, S=300, rows=4)
+    assert uniform.bytes - case.bytes == whole_model.kv_bytes(
+        DecoderConfig.tiny(), 3 * 236 - sum(lengths)
+    )
+    assert case.measure("xla", repeats=1).median_us > 0
+
+
+@pytest.mark.parametrize("runner", whole_model.ABLATIONS)
+def test_one_op_in_plain_jax(runner):
+    op = runner.removeprefix("dispatch-no-")
+    assert whole_model._engine("tiny", whole_model.model_of("tiny"), runner, 2, 128)
+    assert whole_model._forced(runner) == f"{op}=xla"
+    assert check_runner("tiny", runner) < 2e-2
+
+
+@pytest.mark.parametrize("runner", torch_peer.RUNNERS)
+def test_the_peer_of_torch_has_our_weights(runner):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    assert check_runner("tiny", runner) < 2e-2
 
 
 def test_cudnn_needs_a_gpu():
