@@ -59,9 +59,12 @@ def load_model(
         CheckpointError: a weight is missing, damaged, or of the wrong shape.
     """
     mesh = None if mesh is None else model_mesh(mesh)
+    read: Any = checkpoint.read
+    if mesh is not None and isinstance(checkpoint, OrbaxCheckpoint):
+        read = checkpoint.read_part
     try:
         return Decoder.from_weights(
-            checkpoint.config, checkpoint.read, dtype=dtype, progress=progress, mesh=mesh
+            checkpoint.config, read, dtype=dtype, progress=progress, mesh=mesh
         )
     except CheckpointError:
         raise

@@ -11,13 +11,16 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxinfer.models.checkpoint.base import GenerationDefaults
 from jaxinfer.models.checkpoint.huggingface import checked_tokenizer, read_json
+from jaxinfer.models.checkpoint.orbax_parts import StoredArray
 from jaxinfer.models.checkpoint.orbax_write import write_weights
 from jaxinfer.models.config import DecoderConfig, RopeScaling
 from jaxinfer.models.decoder import Decoder
@@ -51,10 +54,11 @@ class OrbaxCheckpoint:
                 eos_token_ids=tuple(generation["eos_token_ids"]), sampling=generation["sampling"]
             )
             self._checksums = {str(k): int(v) for k, v in values["weights_crc32"].items()}
-            sizes = {str(k): int(v) for k, v in values["weights_bytes"].items()}
+            self._sizes = {str(k): int(v) for k, v in values["weights_bytes"].items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path / FILE}: {error}") from error
-        _check_sizes(path / "weights", sizes)
+        _check_sizes(path / "weights", self._sizes)
+        self._checked = False
         self._weights: dict[str, Any] | None = None
 
     def read(self, name: str) -> np.ndarray:
@@ -70,6 +74,26 @@ class OrbaxCheckpoint:
             return np.asarray(self._weights.pop(name))
         except KeyError:
             raise CheckpointError(f"{self.path}: weight {name} is missing") from None
+
+    def read_part(self, name: str) -> StoredArray:
+        """One weight by canonical name, of which only the parts are read that are asked for.
+
+        The first call compares checksums. Of several processes each does so for some of the files:
+        what one finds ends all.
+
+        Raises:
+            CheckpointError: the weight is missing, or a file is damaged.
+        """
+        if not self._checked:
+            self._check_share()
+            self._checked = True
+        return StoredArray(self._folder / "weights", name)
+
+    def _check_share(self) -> None:
+        """Compare checksums of this process's share of the files."""
+        largest_first = sorted(self._checksums, key=lambda file: (-self._sizes.get(file, 0), file))
+        mine = largest_first[jax.process_index() :: jax.process_count()]
+        _check_contents(self._folder / "weights", {file: self._checksums[file] for file in mine})
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer beside the weights; see `Checkpoint.tokenizer`."""
@@ -162,8 +186,10 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {name: path.stat().st_size for name, path in _files(folder).items()}
 
 
-def _checksums(folder: Path) -> dict[str, int]:
+def _checksums(folder: Path, among: Iterable[str] | None = None) -> dict[str, int]:
     files = _files(folder)
+    if among is not None:
+        files = {name: files[name] for name in among if name in files}
     # zlib lets go of the interpreter lock.
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         return dict(zip(files, pool.map(_crc32, files.values()), strict=True))
@@ -192,7 +218,7 @@ def _check_sizes(folder: Path, expected: dict[str, int]) -> None:
 def _check_contents(folder: Path, expected: dict[str, int]) -> None:
     """Find changed bytes: most would be read as other weights, without an error."""
     try:
-        found = _checksums(folder)
+        found = _checksums(folder, expected)
     except OSError as error:
         raise CheckpointError(f"{folder}: {error}") from error
     for name, checksum in expected.items():

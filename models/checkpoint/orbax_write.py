@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _CODE = re.compile(r"os_error_code='(\d+)'")
+# Whoever needs a part of an array reads chunks, and checks files.
+_CHUNK, _FILE = 1 << 20, 1 << 28  # bytes
 _QUIET_S = 0.5  # nothing heard for so long: the writers have ended
 _LONGEST_S = 30.0
 
@@ -32,7 +34,13 @@ def write_weights(folder: Path, weights: Mapping[str, Any]) -> None:
     with _Writers() as writers:
         try:
             with ocp.PyTreeCheckpointer() as checkpointer:
-                checkpointer.save(folder, dict(weights))
+                chunks = dict.fromkeys(weights, ocp.SaveArgs(chunk_byte_size=_CHUNK))
+                checkpointer.save(
+                    folder,
+                    args=ocp.args.PyTreeSave(
+                        dict(weights), save_args=chunks, ocdbt_target_data_file_size=_FILE
+                    ),
+                )
         except BaseException as error:
             writers.remove_what_they_write(folder.parent)
             if (code := _os_code(error)) is not None:

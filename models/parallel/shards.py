@@ -5,6 +5,7 @@ such an array has its parts of each, `[q_i | k_i | v_i]`, so that every device s
 same way as a single device does.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -41,8 +42,8 @@ def divided_weights(
     """Arrays that are divided over a mesh.
 
     Args:
-        read: Gives one weight by canonical name; of an array that is a view of a file, such as
-            those of safetensors, only the parts that are needed are read.
+        read: Gives one weight by canonical name: an array, or what has `shape` and gives arrays
+            when it is indexed. Of one that is in a file, only the parts that are needed are read.
         parallel: How to divide.
         dtype: What the weights are converted to.
 
@@ -62,16 +63,19 @@ def divided_weights(
         shape = list(arrays[0].shape)
         shape[axis] = width * parallel.size
 
-        def shard(index: Any) -> np.ndarray:  # one slice per dimension
-            number = (index[axis].start or 0) // width
+        @functools.cache  # devices along other axes have the same, which is read once
+        def part(number: int) -> np.ndarray:
             local = list(shape)
             local[axis] = width
             out = np.zeros(local, dtype)
             at = 0
             for array, of in zip(arrays, sources, strict=True):
-                _copy(np.asarray(array), of[number], out, at, axis)
+                _copy(array, of[number], out, at, axis)
                 at += of.shape[1]
             return out
+
+        def shard(index: Any) -> np.ndarray:  # one slice per dimension
+            return part((index[axis].start or 0) // width)
 
         return jax.make_array_from_callback(tuple(shape), sharding, shard)
 
@@ -145,14 +149,17 @@ def _elements(heads: Sequence[Sequence[int]], head_dim: int) -> np.ndarray:
     return index.reshape(len(heads), -1)
 
 
-def _copy(array: np.ndarray, source: np.ndarray, out: np.ndarray, at: int, axis: int) -> None:
+def _copy(array: Any, source: np.ndarray, out: np.ndarray, at: int, axis: int) -> None:
     """Copy what `source` names into `out` from `at` on; converts to the dtype of `out`.
 
     Slices, since indexing by an array would copy twice, and from a file read everything.
     """
-    array, out = np.moveaxis(array, axis, 0), np.moveaxis(out, axis, 0)
+    if isinstance(array, jax.Array):
+        array = np.asarray(array)
+    before = (slice(None),) * axis
     ends = np.flatnonzero(np.diff(source) != 1) + 1
     for begin, end in zip([0, *ends], [*ends, len(source)], strict=True):
         first = source[begin]
         if first >= 0:
-            out[at + begin : at + end] = array[first : first + end - begin]
+            here = (*before, slice(at + begin, at + end))
+            out[here] = array[*before, first : first + end - begin]

@@ -100,7 +100,7 @@ def test_errors_of_the_disk_name_the_target(message, code, tmp_path, monkeypatch
     """Those of TensorStore too, which are ValueErrors about a scratch file."""
     import orbax.checkpoint as ocp
 
-    def fail(*_):
+    def fail(*_, **__):
         raise ValueError(message)
 
     monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", fail)

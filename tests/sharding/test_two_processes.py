@@ -6,13 +6,26 @@ import socket
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
+from jaxinfer.models.checkpoint.orbax import save_orbax
+from jaxinfer.models.parallel.axes import divided_axis
+from jaxinfer.models.parallel.parallel import Parallel
+from jaxinfer.models.parallel.shards import source
+from jaxinfer.sharding.mesh import AXES
+from tests.models.families import CONFIGS, random_model, random_weights
+from tests.models.huggingface_files import write_directory
 from tests.paths import REPOSITORY
 
 
 @pytest.mark.slow
-def test_both_processes_find_the_answers_of_one_device():
+def test_both_processes_find_the_answers_of_one_device(tmp_path):
+    """And read from files what their own devices need, no more."""
+    write_directory(tmp_path / "safetensors", "llama")
+    save_orbax(tmp_path / "orbax", random_model("llama"))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -21,8 +34,8 @@ def test_both_processes_find_the_answers_of_one_device():
     script = REPOSITORY / "tests" / "sharding" / "two_processes.py"
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), str(number), address], cwd=REPOSITORY, env=environment,
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, str(script), str(number), address, str(tmp_path)], cwd=REPOSITORY,
+            env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for number in range(2)
     ]  # fmt: skip
@@ -38,3 +51,28 @@ def test_both_processes_find_the_answers_of_one_device():
     assert first["answers"] == second["answers"] == first["alone"]
     assert first["least"] == second["least"] == 7
     assert "has 2 devices, but the processes of this program have 4" in first["error"]
+    for process, found in enumerate((first, second)):
+        for name, got in found["shares"].items():
+            # Along `seq` both have all parts, on two devices each: they are read once.
+            mine = range(2 * process, 2 * process + 2) if name.endswith("tensor=4") else range(2)
+            want = needed(mine, of=4 if name.endswith("tensor=4") else 2)
+            assert got == pytest.approx(want, rel=1e-9), (name, process)
+
+
+def needed(devices: range, *, of: int) -> tuple[float, float]:
+    """What devices have of a model: the share of its numbers, and a sum of what is divided."""
+    config = CONFIGS["llama"]
+    mesh = Mesh(np.array(jax.devices()[:1] * of).reshape(1, 1, of), AXES)
+    parallel = Parallel(config, mesh)
+    read, whole, total = 0, 0, 0.0
+    for name, weight in random_weights("llama").items():
+        axis = divided_axis(name)
+        whole += weight.size
+        if axis is None:
+            read += weight.size
+            continue
+        index = source(name, parallel)[list(devices)]
+        part = np.take(weight, index[index >= 0], axis=axis)
+        read += part.size
+        total += float(np.abs(part.astype(np.float64)).sum())
+    return read / whole, total

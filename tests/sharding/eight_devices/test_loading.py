@@ -1,5 +1,7 @@
 """From files straight into the parts of several devices."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,36 @@ def test_a_divided_model_is_written_whole(tmp_path):
     checkpoint = open_checkpoint(tmp_path / "model")
     model = load_model(checkpoint, dtype=jnp.float32, mesh="tensor=2")
     assert_same(model, random_model("qwen3"))
+
+
+def test_what_several_devices_have_is_read_once():
+    """Along `seq` all have the same weights."""
+    read = 0
+
+    class Watched:
+        """An array in a file, of which only slices are taken."""
+
+        def __init__(self, weight: np.ndarray):
+            self.shape, self._weight = weight.shape, weight
+
+        def __getitem__(self, index) -> np.ndarray:
+            nonlocal read
+            part = self._weight[index]
+            read += part.size
+            return part
+
+        def __array__(self, *_, **__) -> np.ndarray:
+            return self[...]
+
+    weights, config = random_weights("qwen2"), random_model("qwen2").config
+    for mesh in ("seq=4", "seq=4,tensor=2", "data=2,seq=2,tensor=2"):
+        read = 0
+        watch: Any = lambda name: Watched(weights[name])
+        model = Decoder.from_weights(config, watch, dtype=jnp.float32, mesh=mesh)
+        # Six heads on two devices are three each, and no head is on both.
+        assert read == sum(weight.size for weight in weights.values())
+        for name, array in model.canonical_weights():
+            np.testing.assert_array_equal(np.asarray(array), weights[name])
 
 
 def test_a_weight_of_another_shape():
