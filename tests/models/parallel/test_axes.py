@@ -3,8 +3,15 @@
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxinfer.models.parallel.axes import divided_axis, logical_axes, weight_spec
+from jaxinfer.models.parallel.axes import (
+    PAGES,
+    RULES,
+    divided_axis,
+    logical_axes,
+    weight_spec,
+)
 from jaxinfer.models.weights import weight_shapes
+from jaxinfer.sharding.rules import partition_spec
 from tests.models.families import CONFIGS
 
 
@@ -20,6 +27,16 @@ def test_specs():
     assert weight_spec("layers.3.o_proj") == P("tensor", None)
     assert weight_spec("layers.3.gate_proj") == weight_spec("gate_up_proj") == P(None, "tensor")
     assert weight_spec("layers.3.k_bias") == P("tensor")
+
+
+def test_pages_are_divided_by_heads_and_by_slots():
+    assert partition_spec(PAGES, RULES) == P(None, "tensor", "seq", None)
+
+
+def test_rules_that_collide():
+    """Both dimensions of a page along one mesh axis cannot be."""
+    with pytest.raises(ValueError, match=r"seq would divide two dimensions .*heads and slot"):
+        partition_spec(PAGES, {**RULES, "heads": "seq"})
 
 
 def test_a_weight_that_no_decoder_has():

@@ -1,6 +1,7 @@
 """Decoders whose tokens the mesh axis `seq` shares: the same scores as the float64 oracle."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import decode_step, forward, logits
+from jaxinfer.pallas_kernels import plgpu
 from tests.metrics import assert_close
 from tests.models.families import CONFIGS as FAMILIES
 from tests.models.families import weights_of
@@ -98,3 +100,31 @@ def test_scores_of_a_prompt_chunks_and_steps(name, mesh):
                     at[row] += 1
             assert before.is_deleted()  # updated in place
     assert cache.lengths.tolist() == at.tolist()
+
+
+def test_what_devices_tell_each_other():
+    """In a step: beside the sums and scores of `tensor`, a maximum and a sum per layer."""
+    model, cache = shared("qwen2", "seq=2,tensor=2")
+    step = jax.jit(decode_step)
+    with quick_compilation():
+        text = step.lower(model, jnp.zeros(2, jnp.int32), cache).compile().as_text()
+    assert text is not None
+    kinds = re.findall(r" (all-[a-z]+|collective-[a-z]+|reduce-scatter)(?:-start)?\(", text)
+    layers = CONFIGS["qwen2"].num_layers
+    assert sorted(kinds) == ["all-gather", *["all-reduce"] * (4 * layers + 1)]
+
+
+@pytest.mark.parametrize(("T", "fresh"), [(1, False), (64, True), (64, False)])
+def test_kernels_are_lowered_inside(T, fresh):
+    """On Hopper, every device runs the Mosaic kernels on its part: of steps, prompts, chunks."""
+    config = DecoderConfig.tiny(
+        num_heads=8, num_kv_heads=2, head_dim=128, hidden_size=256, intermediate_size=512,
+        num_layers=2, sliding_window=33, local_layers=(True, False),
+    )  # fmt: skip
+    model = Decoder(config, mesh="seq=2,tensor=2")
+    cache = PagedKVCache.create(config, batch_size=2, max_len=128, parallel=model.parallel)
+    # A new function, since JAX does not trace a known one again for another device.
+    function = functools.partial(forward, fresh=fresh)
+    text = plgpu.lower_for_cuda(function, model, jnp.zeros((2, T), jnp.int32), cache)
+    assert "mosaic_gpu" in text
+    assert ("decode_attention" in text) == (T == 1)
