@@ -179,6 +179,8 @@ class Local:
             return part if state is None else merge_attention([state, part])
 
         def attend(piece, owner, number, seen) -> Part:
+            if layout.pieces == 1:
+                return self._one_stripe(query, piece, owner, seen)
             key, value = piece[:, :, 0]
             if not self.is_causal:
                 return self.attend(query, key, value, key_value_seq_lengths=seen)

@@ -140,6 +140,24 @@ def test_log_sum_exps_are_asked_for_only_where_parts_are_merged(
     assert_dtype_close(unplace(out, placement, n), want, "float32")
 
 
+@pytest.mark.parametrize("transport", ["ppermute", "all_gather"])
+def test_whole_stripes_need_no_offset(monkeypatch, transport):
+    """Which would leave few implementations, and fast ones not among them."""
+    asked: list[dict] = []
+
+    def attention_seen(*arrays, **options: Any):
+        asked.append(options)
+        return attention(*arrays, **options)
+
+    monkeypatch.setattr(step, "attention", attention_seen)
+    run_ring(2, None, placement="striped", transport=transport, tokens=4)
+    assert asked
+    for options in asked:
+        assert options["is_causal"]
+        assert options.get("q_offset") is None
+        assert options["key_value_seq_lengths"] is None
+
+
 def test_a_length_for_all_rows():
     arrays = qkv(8, 2, 2)
 
