@@ -33,9 +33,12 @@ def attention_xla(
     S = key.shape[1]
     grouped = _pad(grouped, q_block)
     key, value = _pad(key, k_block), _pad(value, k_block)
-    attend = functools.partial(
-        _query_block, key=key, value=value, num_keys=S, k_block=k_block,
-        visibility=visibility, scale=scale, softcap=logits_softcap,
+    # Gradients compute blocks again instead of keeping logits, which would take T·S.
+    attend = jax.checkpoint(
+        functools.partial(
+            _query_block, key=key, value=value, num_keys=S, k_block=k_block,
+            visibility=visibility, scale=scale, softcap=logits_softcap,
+        )
     )  # fmt: skip
     starts = jnp.arange(0, grouped.shape[1], q_block, dtype=jnp.int32)
     if len(starts) == 1:
@@ -60,9 +63,8 @@ def _query_block(
     B, t, K, G, H = query.shape
     tokens = start + jnp.arange(t, dtype=jnp.int32)
 
-    def step(block, carry):
+    def step(carry, first):
         acc, total, peak = carry
-        first = block * k_block
         keys = lax.dynamic_slice_in_dim(key, first, k_block, axis=1)
         values = lax.dynamic_slice_in_dim(value, first, k_block, axis=1)
         index = first + jnp.arange(k_block, dtype=jnp.int32)
@@ -94,12 +96,19 @@ def _query_block(
         jnp.full((B, K, G, t), -jnp.inf, jnp.float32),
     )
     if key.shape[1] == k_block:
-        acc, total, peak = step(jnp.int32(0), init)
+        acc, total, peak = step(init, jnp.int32(0))
     else:
         begin, end = visibility.key_range(start, t, num_keys)
-        blocks = begin // k_block, (end + k_block - 1) // k_block
         zero = _zero_of(query, key, value)
-        acc, total, peak = lax.fori_loop(*blocks, step, tuple(x + zero for x in init))
+
+        @jax.checkpoint
+        def step_if_seen(carry, first):
+            seen = (first < end) & (first + k_block > begin)
+            return lax.cond(seen, step, lambda carry, _: carry, carry, first), None
+
+        # A loop over the blocks that are seen alone would have no gradient.
+        firsts = jnp.arange(0, key.shape[1], k_block, dtype=jnp.int32)
+        (acc, total, peak), _ = lax.scan(step_if_seen, tuple(x + zero for x in init), firsts)
     seen = total > 0
     out = acc / jnp.where(seen, total, 1.0)[..., None]
     safe_peak, safe_total = jnp.where(seen, peak, 0.0), jnp.where(seen, total, 1.0)

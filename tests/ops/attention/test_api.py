@@ -3,7 +3,6 @@
 import functools
 import re
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -151,11 +150,3 @@ def test_scale_defaults_to_the_head_dimension():
 def test_without_residual_only_the_output_comes_back():
     call = functools.partial(attention, **arguments())
     same_bits(call(), call(return_residual=True)[0])
-
-
-def test_gradients_and_vmap_are_jax_as_usual():
-    """The plain-JAX implementation is an ordinary function."""
-    arrays = tuple(arguments().values())
-    gradient = jax.grad(lambda *qkv: attention(*qkv, implementation="xla").sum())(*arrays)
-    assert gradient.shape == arrays[0].shape
-    assert np.isfinite(gradient).all()

@@ -4,14 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.attention.specs import SPECS, AttentionSpec, make_inputs
-from jaxinfer.pallas_kernels.attention.xla import K_BLOCK
+from jaxinfer.pallas_kernels.attention.xla import K_BLOCK, Q_BLOCK
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
-from tests.ops.attention.calls import check, xla, xla_residual
-from tests.ops.cases import cases, inputs, normal
+from tests.ops.attention.calls import call_reference, check, xla, xla_residual
+from tests.ops.cases import cases, inputs, normal, same_bits
 
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
@@ -105,6 +107,66 @@ def test_memory_is_linear(call):
     small, large = temporary_bytes(call, 16384), temporary_bytes(call, 65536)
     assert large <= 4.5 * small
     assert large < 65536**2 / 8  # scores of the two heads alone are 32 times as large
+
+
+def test_memory_of_gradients_is_linear():
+    """Logits of a block are computed again."""
+
+    def call(*qkv):
+        return jax.grad(lambda *qkv: xla(*qkv, is_causal=True).sum(), argnums=(0, 1, 2))(*qkv)
+
+    small, large = temporary_bytes(call, 8192), temporary_bytes(call, 32768)
+    assert large <= 4.5 * small
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"is_causal": True},
+    {"is_causal": True, "local_window_size": (300, 0), "logits_softcap": 2.0},
+    {"is_causal": True, "q_offset": (900,), "key_value_seq_lengths": (1940,)},
+], ids=["full", "causal", "window", "offset"])  # fmt: skip
+def test_gradients(options):
+    """Several blocks of queries and of keys, some of them not seen."""
+    T, S = 1040, 2080 if "q_offset" in options else 1040
+    spec = AttentionSpec(model="gradients", B=1, T=T, S=S, N=2, K=1, H=8, dtype="float32",
+                         is_causal=options.get("is_causal", False),
+                         local_window_size=options.get("local_window_size"),
+                         logits_softcap=options.get("logits_softcap"),
+                         q_offset=options.get("q_offset"),
+                         key_lengths=options.get("key_value_seq_lengths"))  # fmt: skip
+    assert T > 2 * Q_BLOCK
+    assert S > K_BLOCK
+    arrays = inputs(make_inputs, spec, 7)
+    cotangent = normal(8, (1, T, 2, 8))
+
+    def loss(call):
+        return lambda *qkv: (call(*qkv)[0] * cotangent + call(*qkv)[1][..., None]).sum()
+
+    def gradients(call):
+        return jax.grad(loss(call), argnums=(0, 1, 2))(*arrays)
+
+    got = gradients(lambda *qkv: attention(
+        *qkv, **spec.options, implementation="xla", return_residual=True
+    ))  # fmt: skip
+    want = gradients(lambda *qkv: call_reference(spec, qkv))
+    for one, other in zip(got, want, strict=True):
+        assert_dtype_close(one, other, "float32")
+
+
+def test_devices_may_see_different_blocks():
+    """Inside `shard_map`, which checks what may differ between devices."""
+    mesh = Mesh(np.array(jax.devices()[:1]), ("heads",))
+    arrays = [normal(i, (1, 1040, 2, 8)) for i in range(3)]
+
+    def both(call):
+        return jax.grad(lambda *qkv: call(*qkv).sum())(*arrays), call(*arrays)
+
+    def plain(*qkv):
+        return xla(*qkv, is_causal=True, q_offset=jnp.array([3]))
+
+    spec = P(None, None, "heads")
+    divided = jax.shard_map(plain, mesh=mesh, in_specs=spec, out_specs=spec)
+    same_bits(both(jax.jit(divided)), both(plain))
 
 
 def test_lengths_do_not_recompile():
