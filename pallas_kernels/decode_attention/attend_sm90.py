@@ -16,6 +16,7 @@ from jaxinfer.pallas_kernels.decode_attention.shape import Shape
 from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
     COMPILER,
     Online,
+    Piece,
     Unified,
     mask,
     scaled,
@@ -153,7 +154,8 @@ def _body(
         """Compute all units after `passes` that were computed before; pieces not to be trusted."""
 
         def attend_unit(i, carry):
-            (request, block), acc, sums, is_first, violations = carry
+            (request, block), acc, sums, is_first, begin, violations = carry
+            begin = lax.select(is_first, block, begin)
             slot = lax.rem(i, stages)
             row, within = shape.tile_of(request * shape.K + head)
             plgpu.barrier_wait(k_ready.at[slot])
@@ -188,19 +190,20 @@ def _body(
                 total = sums.weights.sum(axis=0)
                 seen = total > 0.0
                 divisor = jnp.where(seen, total, 1.0)
-                piece = head * division.pieces + group + request
-                out_gmem[piece] = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
-                lse_gmem[piece] = jnp.where(seen, sums.phi + jnp.log2(divisor), -jnp.inf)
-                return violations + softmax.violations(total, acc)
+                number = head * division.pieces + group + request
+                out_gmem[number] = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
+                lse_gmem[number] = jnp.where(seen, sums.phi + jnp.log2(divisor), -jnp.inf)
+                piece = Piece(begin, block + 1, length, within)
+                return violations + softmax.violations(total, acc, piece)
 
             violations = lax.cond(is_last, store, lambda: violations)
             # A new piece starts from nothing.
             acc = acc * jnp.where(is_last, 0.0, 1.0).astype(jnp.float32)
             sums = softmax.restart(sums, is_last)
-            return following, acc, sums, is_last, violations
+            return following, acc, sums, is_last, begin, violations
 
         acc = plgpu.layout_cast(jnp.zeros((shape.H, shape.rows), jnp.float32), plgpu.Layout.WGMMA)
-        carry = (first_unit, acc, softmax.start(), jnp.bool_(True), jnp.int32(0))
+        carry = (first_unit, acc, softmax.start(), jnp.bool_(True), jnp.int32(0), jnp.int32(0))
         begin, end = passes * units, (passes + 1) * units
         return lax.fori_loop(begin, end, attend_unit, carry)[-1]
 

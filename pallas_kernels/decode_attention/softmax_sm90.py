@@ -34,6 +34,22 @@ class Sums(NamedTuple):
     weights: jax.Array
 
 
+class Piece(NamedTuple):
+    """Which keys a piece has, and whose rows.
+
+    Attributes:
+        begin: First block.
+        end: One past the last.
+        length: Keys of the request.
+        within: Where in the tile the rows of this KV head begin.
+    """
+
+    begin: jax.Array
+    end: jax.Array
+    length: jax.Array
+    within: jax.Array
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Online:
     """Follows the largest logit and rescales what came before (FlashAttention).
@@ -60,9 +76,9 @@ class Online:
         total = sums.weights * lax.broadcast_in_dim(correction, logits.shape, [1]) + weights
         return weights, Sums(phi, total), acc * lax.broadcast_in_dim(correction, acc.shape, [1])
 
-    def violations(self, total, acc) -> Any:
+    def violations(self, total, acc, piece: Piece) -> Any:
         """Nothing can go wrong."""
-        del total, acc
+        del total, acc, piece
         return jnp.int32(0)
 
     def restart(self, sums: Sums, is_last) -> Sums:
@@ -110,12 +126,17 @@ class Unified:
         weights = jnp.exp2(logits - lax.broadcast_in_dim(phi, logits.shape, [1]))
         return weights, Sums(phi, sums.weights + weights), acc
 
-    def violations(self, total, acc) -> Any:
-        """1 if some column's sums are not to be trusted, else 0."""
+    def violations(self, total, acc, piece: Piece) -> Any:
+        """1 if some column's sums are not to be trusted, else 0.
+
+        Columns that are thrown away and rows that rightly see none of the keys are not judged.
+        """
         least, largest = self.limits
         # x · 0 is 0 unless x is Inf or NaN.
         finite = (acc * 0.0).sum(axis=0) == 0.0
         trusted = (total >= least) & (total <= largest) & finite
+        if (judged := rows_that_see(self.shape, piece)) is not None:
+            trusted |= jnp.logical_not(judged)
         return jnp.where(trusted, 0, 1).astype(jnp.int32).max(axis=0)
 
     def restart(self, sums: Sums, is_last) -> Sums:
@@ -147,6 +168,32 @@ def scaled(shape: Shape, logits):
     return jnp.tanh(logits * (shape.scale / shape.softcap)) * (shape.softcap * LOG2E)
 
 
+def rows_that_see(shape: Shape, piece: Piece) -> Any:
+    """`[rows]` bool, rows of this KV head that see a key of the piece; None: all of the tile.
+
+    A request's blocks are those that some query sees, so where there is one, it sees keys in each.
+    """
+    if shape.T == 1 and shape.rows == shape.R:
+        return None
+    row = plgpu.broadcasted_iota(jnp.int32, (shape.rows,), 0, layout=COLUMNS) - piece.within
+    rows = (row >= 0) & (row < shape.R)
+    if shape.T == 1:
+        return rows
+    position = _position(shape, row, piece.length)
+    rows &= position >= piece.begin * shape.config.block
+    if shape.left_window is not None:
+        rows &= position - shape.left_window < piece.end * shape.config.block
+    return rows
+
+
+def _position(shape: Shape, row, length):
+    """Of the query token of every row, T > 1; the division of a row by G, without dividing."""
+    position = length - shape.T
+    for t in range(1, shape.T):
+        position = position + (row >= t * shape.G).astype(jnp.int32)
+    return position
+
+
 def mask(shape: Shape, logits, block, length, within):
     """-inf where a key lies after a query's position, before its window, or past the length."""
     key = plgpu.broadcasted_iota(jnp.int32, logits.shape, 0, layout=plgpu.Layout.WGMMA)
@@ -155,9 +202,7 @@ def mask(shape: Shape, logits, block, length, within):
         position = length - 1
     else:
         row = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=plgpu.Layout.WGMMA) - within
-        position = length - shape.T
-        for t in range(1, shape.T):
-            position = position + (row >= t * shape.G).astype(jnp.int32)
+        position = _position(shape, row, length)
     visible = key <= position
     if shape.left_window is not None:
         visible &= key >= position - shape.left_window

@@ -1,5 +1,7 @@
 """The unified softmax of the Hopper kernel: one reference per piece, and the fallback."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from tests.ops.decode_attention.calls import call_reference, check, op
 
 # Three requests, two KV heads, units of 64 keys: pieces of several units, and of several requests.
 SMALL = DecodeSpec(model="small", B=3, S=256, N=4, K=2, H=64, lengths=(250, 0, 100))
+# Two KV heads of 4 rows lie in one tile of 8.
+CUT = DecodeSpec(model="cut", B=1, S=128, N=8, K=2, H=64, lengths=(128,))
 BLOCKS_OF_64 = Config(block=64, stages=2)
 # What overflows is computed again; the simulated wgmma, a product of NumPy, says so.
 overflowing = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
@@ -56,6 +60,52 @@ def test_one_wide_head_makes_its_own_pieces_fall_back(hopper):
     check(SMALL, got, call_reference(SMALL, arrays))
     _, all_ = run(hopper, arrays, phi=jnp.full((SMALL.N,), 500.0), config=BLOCKS_OF_64)
     assert 0 < some < all_
+
+
+def test_rows_of_other_heads_in_the_tile_are_not_judged(hopper):
+    """Against the keys of another head their logits may lie anywhere."""
+    query, k_pages, v_pages, table, lengths = inputs(make_inputs, CUT, 28)
+    k_pages = jnp.ones_like(k_pages)
+    # Logits are 64 within a head, and 0 between the heads.
+    k_pages = k_pages.at[:, 1, :, :32].set(-1)
+    query = jnp.ones_like(query).at[:, :, 4:, :32].set(-1)
+    arrays = query * 8, k_pages, v_pages, table, lengths
+    got, fallbacks = run(hopper, arrays, CUT, phi=jnp.full((8,), 64.0), config=BLOCKS_OF_64)
+    check(CUT, got, call_reference(CUT, arrays))
+    assert fallbacks == 0
+    phi = jnp.full((8,), 64.0).at[4].set(0.0)  # of a row of the second head, in two pieces
+    _, fallbacks = run(hopper, arrays, CUT, phi=phi, config=BLOCKS_OF_64)
+    assert fallbacks == 2
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("T", [2, 8])
+def test_rows_that_see_no_key_of_a_piece_are_not_judged(hopper, T, window):
+    """The last block is seen by the last token alone, the first within a window by the first."""
+    spec = DecodeSpec(
+        model="rows", B=3, S=192, N=4, K=2, H=64, T=T, lengths=(65, 1, 129),
+        local_window_size=window,
+    )  # fmt: skip
+    query, k_pages, v_pages, table, lengths = inputs(make_inputs, spec, 29)
+    arrays = jnp.zeros_like(query), k_pages, v_pages, table, lengths
+    call = op("mosaic", spec, softmax="unified", return_fallbacks=True, config=BLOCKS_OF_64)
+    for num_sms in (2, 6):  # pieces of several units, and of one
+        *got, fallbacks = hopper.run(call, *arrays, num_sms=num_sms)
+        check(spec, got, call_reference(spec, arrays))
+        assert fallbacks == 0
+
+
+def test_the_one_row_that_sees_keys_is_judged(hopper):
+    """And the piece falls back for it."""
+    spec = DecodeSpec(model="rows", B=1, S=128, N=4, K=2, H=64, T=2, lengths=(65,))
+    query, k_pages, v_pages, table, lengths = inputs(make_inputs, spec, 30)
+    arrays = jnp.zeros_like(query), k_pages, v_pages, table, lengths
+    call = op("mosaic", spec, softmax="unified", return_fallbacks=True, config=BLOCKS_OF_64)
+    for head in range(4):
+        phi = jnp.zeros((4,)).at[head].set(100.0)
+        *got, fallbacks = hopper.run(functools.partial(call, phi=phi), *arrays, num_sms=4)
+        check(spec, got, call_reference(spec, arrays))
+        assert fallbacks == 2  # both pieces of the KV head
 
 
 @overflowing
