@@ -32,10 +32,12 @@ MODELS: dict[str, Callable[[], DecoderConfig]] = {
 }
 RUNNERS = ("dispatch", "xla", "plain_cudnn", "plain_xla")
 _WITHOUT = "dispatch-no-"
-ABLATIONS = tuple(
-    _WITHOUT + op for op in ("matmul", "decode_attention", "rope_kv_write", "add_rms_norm")
+_SEPARATE = "dispatch-separate-norms"
+ABLATIONS = (
+    *(_WITHOUT + op for op in ("matmul", "decode_attention", "rope_kv_write", "add_rms_norm")),
+    _SEPARATE,
 )
-"""The engine with one op in plain JAX: what its kernel is worth."""
+"""The engine with one op in plain JAX, or with `add_rms_norm` in launches of its own."""
 
 # Two layers round a bfloat16 stream about a dozen times, 2^-9 each, and the last product once
 # more; float32 differs by the order of summation.
@@ -79,6 +81,8 @@ def _engine(name: str, model: Decoder, runner: str, rows: int, length: int) -> E
 
 def _forced(runner: str) -> str | None:
     """A runner as `EngineConfig.implementation`."""
+    if runner == _SEPARATE:
+        return "add_rms_norm=mosaic"
     if runner.startswith(_WITHOUT):
         return runner.removeprefix(_WITHOUT) + "=xla"
     return None if runner == "dispatch" else runner

@@ -16,6 +16,7 @@ from jaxinfer.pallas_kernels.decode_attention.api import Softmax, decode_attenti
 from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens
+from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
 
 
@@ -69,7 +70,7 @@ def _project(
     """
     if post is None and axis is None:
         following = Norm(norm.weight[...], norm.eps)
-        return matmul(x, weight, residual=stream, norm=following)
+        return matmul_and_norm(x, weight, residual=stream, norm=following)
     out = _sum_over(axis, matmul(x, weight))
     normed, stream = norm.add(stream, out if post is None else post(out))
     return stream, normed

@@ -13,19 +13,25 @@ from jaxinfer.pallas_kernels.dispatch import (
     supported,
 )
 from jaxinfer.pallas_kernels.matmul.api import matmul
+from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm, divided
+from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
 
 __all__ = [
     "Choice",
     "DeviceSpec",
+    "Norm",
     "NotSupported",
+    "UndividedNorm",
     "add_rms_norm",
     "attention",
     "choices",
     "current_device",
     "decode_attention",
+    "divided",
     "force_implementation",
     "matmul",
+    "matmul_and_norm",
     "merge_attention",
     "rope_kv_write",
     "supported",

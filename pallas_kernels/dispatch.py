@@ -94,6 +94,11 @@ def force_implementation(implementation: str, *, op: str | None = None) -> Itera
         _forced.pop()
 
 
+def is_forced(op: str) -> bool:
+    """Whether an implementation is forced on this op by its name."""
+    return any(only == op for _, only in _forced)
+
+
 Forced = tuple[tuple[str, str | None], ...]  # implementations, and the op of each (None: all)
 
 

@@ -145,6 +145,6 @@ def cases() -> list[DecodeCase]:
         DecodeCase(model="smollm2-135m", B=2, S=80, rows=2, tag="ci"),
         DecodeCase(
             model="smollm2-135m", B=3, S=170, ragged=True, rows=4,
-            others=(*ABLATIONS, *torch_peer.RUNNERS), tag="ci",
+            others=(*ABLATIONS[:4], *torch_peer.RUNNERS), tag="ci",
         ),
     ]  # fmt: skip

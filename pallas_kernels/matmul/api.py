@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,37 +17,9 @@ from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config, matmul_mosaic
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
 from jaxinfer.pallas_kernels.matmul.xla import matmul_xla
 
-_NAME = "matmul"
-
-
-@overload
-def matmul(
-    x: Tokens,
-    weight: jax.Array,
-    bias: jax.Array | None = None,
-    residual: jax.Array | None = None,
-    *,
-    transposed: bool = False,
-    gate: Gate | None = None,
-    norm: None = None,
-    implementation: Implementation = None,
-    config: Config | None = None,
-) -> jax.Array: ...
-
-
-@overload
-def matmul(
-    x: Tokens,
-    weight: jax.Array,
-    bias: jax.Array | None = None,
-    residual: jax.Array | None = None,
-    *,
-    transposed: bool = False,
-    gate: Gate | None = None,
-    norm: Norm,
-    implementation: Implementation = None,
-    config: Config | None = None,
-) -> tuple[jax.Array, Tokens]: ...
+NAME = "matmul"
+DIVISION_US = 2.0
+"""What a kernel for the division of an `UndividedNorm` takes, with its launch."""
 
 
 def matmul(
@@ -58,30 +30,28 @@ def matmul(
     *,
     transposed: bool = False,
     gate: Gate | None = None,
-    norm: Norm | None = None,
     implementation: Implementation = None,
     config: Config | None = None,
-) -> Float[Array, "*B out"] | tuple[Float[Array, "*B out"], Tokens]:
-    """Multiply tokens by a weight, with what often follows: a bias, a gate, a residual, a norm.
+) -> Float[Array, "*B out"]:
+    """Multiply tokens by a weight, with what often follows: a bias, a gate, a residual.
 
     Made for decoding, where few tokens meet a large weight and reading it takes all the time
-    (FlashDecoding++, section 4: flat GEMM).
+    (FlashDecoding++, section 4: flat GEMM). `matmul_and_norm` prepares an RMSNorm as well.
 
     Args:
-        x: `[…, K]` tokens; float32, bfloat16 or float16. Or the norm that another call returned.
+        x: `[…, K]` tokens; float32, bfloat16 or float16. Or the
+            norm that `matmul_and_norm` returned.
         weight: `[K, N]`, or `[N, K]` if `transposed`; the dtype of x.
         bias: `[N]`, added to the product.
         residual: The shape and dtype of the result, added to it at the end.
         transposed: The weight is stored `[N, K]`.
         gate: The columns are two halves, and the result is `activation(first) · second`:
             `"silu"` or `"gelu_tanh"`.
-        norm: An RMSNorm of the result, which is returned beside it for the next product.
         implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.
         config: Tiling of the Mosaic kernel; default: measured, else by heuristic.
 
     Returns:
-        `[…, N]`, or `[…, N/2]` with a gate, in the dtype of x. With `norm`, that and the norm of
-        it: an array, or an `UndividedNorm` that stands for one, to be given to `matmul`.
+        `[…, N]`, or `[…, N/2]` with a gate, in the dtype of x.
 
     Raises:
         ValueError: shapes that do not fit together, a gate that does not exist, or a config that
@@ -91,47 +61,66 @@ def matmul(
         ExceptionGroup: several were asked for and none can.
 
     Numerics: accumulated in float32. `mosaic` rounds once, after all that follows; `xla` rounds the
-    product before. A norm is computed from the rounded result; `mosaic` divides it by the root mean
-    square in float32, after the next product.
+    product before.
 
     Memory: `mosaic` reads the weight once, and the tokens once per CTA (from the L2 cache).
 
     >>> matmul(jnp.ones((2, 3)), jnp.ones((3, 4)), gate="silu").shape
     (2, 2)
     """
-    _check(x, weight, bias, residual, transposed, gate, norm)
+    check(x, weight, bias, residual, transposed, gate)
     K, N = weight.shape[::-1] if transposed else weight.shape
-    M = math.prod(x.shape[:-1])
-    device, gated = current_device(), gate is not None
-    choice = configs.choose_config(device, M=M, K=K, N=N, gated=gated, transposed=transposed)
-    # To divide a norm before the product takes a kernel more than to scale the result.
-    order = ("mosaic", "xla") if isinstance(x, UndividedNorm) else choice.order
-    options = {"transposed": transposed, "gate": gate}
+    M, gated = math.prod(x.shape[:-1]), gate is not None
+    choice = configs.choose_config(
+        current_device(), M=M, K=K, N=N, gated=gated, transposed=transposed
+    )
+    order = choice.order
+    if isinstance(x, UndividedNorm) and choice.slower_us < DIVISION_US:
+        order = ("mosaic", "xla")
+    arrays, options = (x, weight, bias, residual), {"transposed": transposed, "gate": gate}
 
-    def mosaic():
-        beside: dict[str, Any] = {
-            "tiles": 1 + (residual is not None) + (norm is not None),
-            "sums": norm is not None or isinstance(x, UndividedNorm),
-        }
-        tiling = config or configs.with_room(choice.config, device, M=M, gated=gated, **beside)
-        _check_mosaic(x, norm, M=M, K=K, out_n=N // 2 if gated else N, config=tiling)
-        assert tiling is not None, "checked by _check_mosaic"
-        configs.check_fits(tiling, device, M=M, gated=gated, **beside)
-        return matmul_mosaic(
-            x, weight, bias, residual, None if norm is None else norm.weight, **options,
-            eps=0.0 if norm is None else norm.eps, config=tiling, num_sms=device.num_sms,
-        )  # fmt: skip
+    def mosaic() -> jax.Array:
+        return run_mosaic(*arrays, config=config, choice=choice, **options)[0]
 
     candidates = {
         "mosaic": mosaic,
-        "xla": functools.partial(matmul_xla, x, weight, bias, residual, norm, **options),
+        "xla": functools.partial(matmul_xla, *arrays, **options),
     }
-    return choose(_NAME, implementation, candidates, order)
+    return choose(NAME, implementation, candidates, order)
+
+
+def run_mosaic(
+    x: Tokens,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+    norm: Norm | None = None,
+    *,
+    transposed: bool,
+    gate: Gate | None,
+    config: Config | None,
+    choice: configs.Choice,
+) -> tuple[jax.Array, UndividedNorm | None]:
+    """The product and, if wanted, its norm by the kernel; NotSupported where it cannot serve."""
+    K, N = weight.shape[::-1] if transposed else weight.shape
+    M, gated, device = math.prod(x.shape[:-1]), gate is not None, current_device()
+    beside: dict[str, Any] = {
+        "tiles": 1 + (residual is not None) + (norm is not None),
+        "sums": norm is not None or isinstance(x, UndividedNorm),
+    }
+    tiling = config or configs.with_room(choice.config, device, M=M, gated=gated, **beside)
+    _check_mosaic(x, norm, M=M, K=K, out_n=N // 2 if gated else N, config=tiling)
+    assert tiling is not None, "checked by _check_mosaic"
+    configs.check_fits(tiling, device, M=M, gated=gated, **beside)
+    return matmul_mosaic(
+        x, weight, bias, residual, norm, transposed=transposed, gate=gate, config=tiling,
+        num_sms=device.num_sms,
+    )  # fmt: skip
 
 
 def _check_mosaic(x, norm, *, M: int, K: int, out_n: int, config: Config | None) -> None:
     """Raise NotSupported where the kernel cannot serve the call."""
-    refuse = functools.partial(NotSupported, _NAME, "mosaic")
+    refuse = functools.partial(NotSupported, NAME, "mosaic")
     device = current_device()
     if not device.is_hopper:
         raise refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
@@ -151,7 +140,8 @@ def _check_mosaic(x, norm, *, M: int, K: int, out_n: int, config: Config | None)
         )
 
 
-def _check(x, weight, bias, residual, transposed, gate, norm) -> None:
+def check(x, weight, bias, residual, transposed, gate) -> None:
+    """Raise ValueError or TypeError for arguments that no implementation takes."""
     if weight.ndim != 2:
         raise ValueError(f"weight must have 2 dimensions; got shape {weight.shape}")
     K, N = weight.shape[::-1] if transposed else weight.shape
@@ -166,14 +156,9 @@ def _check(x, weight, bias, residual, transposed, gate, norm) -> None:
     result = (*x.shape[:-1], N if gate is None else N // 2)
     if residual is not None and residual.shape != result:
         raise ValueError(f"residual must have the result's shape {result}; got {residual.shape}")
-    if norm is not None and norm.weight.shape != result[-1:]:
-        raise ValueError(f"norm.weight must have shape {result[-1:]}; got {norm.weight.shape}")
-    if norm is not None and not norm.eps >= 0:
-        raise ValueError(f"norm.eps must not be negative; got {norm.eps}")
     others = [weight, *(array for array in (bias, residual) if array is not None)]
-    others += [] if norm is None else [norm.weight]
     if any(array.dtype != x.dtype for array in others):
         raise TypeError(
-            f"x, weight, bias, residual and norm must have one dtype; got {x.dtype} and "
+            f"x, weight, bias and residual must have one dtype; got {x.dtype} and "
             f"{', '.join(str(array.dtype) for array in others)}"
         )

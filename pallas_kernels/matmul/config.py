@@ -13,6 +13,8 @@ MAX_ROWS = BUCKETS[-1]
 # Tilings that compete in tuning: block_n, block_k, cluster. The heuristic's are among them.
 GRID = ((128, 64, 1), (128, 64, 2), (64, 128, 1), (64, 128, 2), (64, 64, 1))
 _IMPLEMENTATIONS = ("mosaic", "xla")
+# Most sums of a thread: of its 232 registers some hold addresses, and squares up to 64 for a norm.
+_ACCUMULATORS = 144
 _LARGE = 16 << 20  # bytes of a weight from which reading it, not launching, decides
 
 
@@ -23,10 +25,12 @@ class Choice:
     Attributes:
         order: Implementations in order of preference.
         config: Tiling of the kernel; None if none fits.
+        slower_us: By how much the kernel is slower than XLA, if that was measured.
     """
 
     order: tuple[str, ...]
     config: Config | None
+    slower_us: float = 0.0
 
 
 def key(*, M: int, K: int, N: int, gated: bool, transposed: bool) -> str:
@@ -77,16 +81,17 @@ def _measured(
         if any(type(size) is not int for size in fields.values()):
             raise TypeError(f"config must hold integers; got {fields}")
         check_fits(config, device, M=M, gated=gated)
-    return Choice(
-        order=("mosaic", "xla") if implementation == "mosaic" else ("xla",), config=config
-    )
+    us = entry.get("us", {})
+    slower = float(us["mosaic"]) - float(us["xla"]) if {"mosaic", "xla"} <= us.keys() else 0.0
+    order = ("mosaic", "xla") if implementation == "mosaic" else ("xla",)
+    return Choice(order=order, config=config, slower_us=slower)
 
 
 def check_fits(
     config: Config, device: DeviceSpec, *, M: int, gated: bool, tiles: int = 1, sums: bool = False
 ) -> None:
     """Raise ValueError if a tiling needs more shared memory than the device has."""
-    needed = _smem_bytes(config, M=M, gated=gated, tiles=tiles, sums=sums)
+    needed = config.smem_bytes(M, gated=gated, tiles=tiles, sums=sums)
     if needed > device.smem_bytes:
         raise ValueError(
             f"config must fit {device.smem_bytes} bytes of shared memory; got {config}, which "
@@ -108,16 +113,11 @@ def with_room(
         sums: As in `Config.smem_bytes`.
     """
     while config is not None:
-        if _smem_bytes(config, M=M, gated=gated, tiles=tiles, sums=sums) <= device.smem_bytes:
+        if config.smem_bytes(M, gated=gated, tiles=tiles, sums=sums) <= device.smem_bytes:
             return config
         fewer = config.stages - 1
         config = dataclasses.replace(config, stages=fewer) if fewer >= 2 else None
     return None
-
-
-def _smem_bytes(config: Config, *, M: int, gated: bool, tiles: int, sums: bool) -> int:
-    rows, banks = -(-M // 8) * 8, 2 if gated else 1
-    return config.smem_bytes(rows=rows, banks=banks, tiles=tiles, sums=sums)
 
 
 def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> Config | None:
@@ -126,13 +126,13 @@ def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool)
     A tile's row of weights is `2·block_n` bytes in one piece: the wider, the better memory is
     used. Beyond 8 tokens every CTA also reads all tokens, which 64 CTAs do better than 32.
     """
-    banks = 2 if gated else 1
-    out_n = N // banks
-    wide = out_n % 128 == 0 and (M <= 8 or out_n // 128 >= device.num_sms // 2)
-    block_n = 128 if wide else 64
-    block_k = 64 if wide or K % 128 else 128
-    cluster = 2 if wide and M > 8 else 1
-    return deepest(device, block_n=block_n, block_k=block_k, cluster=cluster, M=M, gated=gated)
+    out_n = N // 2 if gated else N
+    deepest_of = functools.partial(deepest, device, M=M, gated=gated)
+    if out_n % 128 == 0 and (M <= 8 or out_n // 128 >= device.num_sms // 2):
+        wide = deepest_of(block_n=128, block_k=64, cluster=2 if M > 8 else 1)
+        if wide is not None:
+            return wide
+    return deepest_of(block_n=64, block_k=64 if K % 128 else 128, cluster=1)
 
 
 def candidates(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> list[Config]:
@@ -167,9 +167,10 @@ def deepest(
         M: Rows of x.
         gated: Whether there are two weights per column.
     """
-    rows, banks = -(-M // 8) * 8, 2 if gated else 1
     for stages in range(12, 1, -1):
         config = Config(block_n=block_n, block_k=block_k, stages=stages, cluster=cluster)
-        if config.smem_bytes(rows=rows, banks=banks) <= device.smem_bytes:
+        if config.accumulators(M, gated=gated) > _ACCUMULATORS:
+            return None
+        if config.smem_bytes(M, gated=gated) <= device.smem_bytes:
             return config
     return None

@@ -18,7 +18,7 @@ from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate, gated
-from jaxinfer.pallas_kernels.matmul.norm import Tokens, UndividedNorm
+from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
 from jaxinfer.pallas_kernels.plgpu import pl
 
 # Layout inference of the newer semantics finds no layout for the transposed store used here.
@@ -53,18 +53,28 @@ class Config:
         if self.cluster not in (1, 2):
             raise ValueError(f"cluster must be 1 or 2; got {self.cluster}")
 
-    def smem_bytes(self, *, rows: int, banks: int, tiles: int = 1, sums: bool = False) -> int:
+    def rows(self, M: int) -> int:
+        """M tokens, padded: 8 for wgmma, and as many for each CTA that loads a part of them."""
+        step = 8 * self.cluster
+        return -(-M // step) * step
+
+    def smem_bytes(self, M: int, *, gated: bool, tiles: int = 1, sums: bool = False) -> int:
         """Shared memory of one CTA, bytes (16-bit elements), barriers included.
 
         Args:
-            rows: Tokens, padded.
-            banks: Weights per column.
+            M: Tokens.
+            gated: Whether there are two weights per column.
             tiles: Of the result, of a residual and of a norm.
-            sums: Whether there are sums over columns, which take scratch.
+            sums: Whether there are sums over columns, for which Mosaic needs scratch.
         """
+        rows, banks = self.rows(M), 2 if gated else 1
         stage = (banks * self.block_n + rows) * self.block_k
         rest = 1024 + (3072 if sums else 0)
         return 2 * (self.stages * stage + tiles * rows * self.block_n) + rest
+
+    def accumulators(self, M: int, *, gated: bool) -> int:
+        """Registers of a thread that hold sums."""
+        return (2 if gated else 1) * self.block_n * self.rows(M) // 128
 
 
 def num_ctas(tiles: int, *, num_sms: int, cluster: int) -> int:
@@ -98,7 +108,7 @@ class _Shape:
     @property
     def rows(self) -> int:
         """M, padded."""
-        return -(-self.M // 8) * 8
+        return self.config.rows(self.M)
 
     @property
     def tiles(self) -> int:
@@ -119,24 +129,20 @@ class _Shape:
 
 
 # Layers that call alike share one trace and one lowering.
-@functools.partial(jax.jit, static_argnames=("transposed", "gate", "eps", "config", "num_sms"))
+@functools.partial(jax.jit, static_argnames=("transposed", "gate", "config", "num_sms"))
 def matmul_mosaic(
     x: Tokens,
     weight: jax.Array,
     bias: jax.Array | None = None,
     residual: jax.Array | None = None,
-    norm_weight: jax.Array | None = None,
+    norm: Norm | None = None,
     *,
     transposed: bool = False,
     gate: Gate | None = None,
-    eps: float = 0.0,
     config: Config,
     num_sms: int,
-) -> jax.Array | tuple[jax.Array, UndividedNorm]:
-    """Multiply with the Hopper kernel; shapes and meaning as in `api.matmul`.
-
-    `norm_weight` and `eps` are those of the norm that follows, if one does.
-    """
+) -> tuple[jax.Array, UndividedNorm | None]:
+    """Multiply with the Hopper kernel; shapes and meaning as in `api` and `with_norm`."""
     undivided = x if isinstance(x, UndividedNorm) else None
     values: jax.Array = x.values if isinstance(x, UndividedNorm) else x
     *leading, K = values.shape
@@ -148,7 +154,7 @@ def matmul_mosaic(
         square_tiles=0 if undivided is None else undivided.tiles, config=config, num_sms=num_sms,
     )  # fmt: skip
     dtype = tokens.dtype
-    if shape.M > 8:  # a tiled copy reads past the end of an array only if it is less than a tile
+    if shape.rows > 8:  # a tiled copy reads past the end of an array only if it is less than a tile
         tokens = jnp.pad(tokens, ((0, shape.rows - shape.M), (0, 0)))
     tiled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
     tile = (config.block_n, config.block_k)
@@ -176,8 +182,8 @@ def matmul_mosaic(
         inputs["residual"] = residual.reshape(-1, shape.out_n)
         scratch["residual_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
         scratch["residual_ready"] = plgpu.Barrier()
-    if norm_weight is not None:
-        inputs["norm"] = norm_weight
+    if norm is not None:
+        inputs["norm"] = norm.weight
         scratch["values_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
         sums = -(-shape.tiles // _SUMS) * _SUMS
         outputs["values"] = result
@@ -195,12 +201,12 @@ def matmul_mosaic(
         compiler_params=_COMPILER,
         **(cluster if config.cluster > 1 else {}),
     )
-    out, *norm = (array for array in kernel(*inputs.values()))
+    out, *rest = kernel(*inputs.values())
     out = out.reshape(*leading, shape.out_n)
-    if norm_weight is None:
-        return out
-    values, squares = norm
-    return out, UndividedNorm(values.reshape(out.shape), squares, tiles=shape.tiles, eps=eps)
+    if norm is None:
+        return out, None
+    values, squares = rest
+    return out, UndividedNorm(values.reshape(out.shape), squares, tiles=shape.tiles, eps=norm.eps)
 
 
 def _body(

@@ -2,22 +2,24 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("weight",), meta_fields=("eps",))
 @dataclasses.dataclass(frozen=True, slots=True)
 class Norm:
     """An RMSNorm that follows a product.
 
     Attributes:
-        weight: `[N]`, in the dtype of the product.
-        eps: Added to the mean square.
+        weight: `[N]`, of any float dtype.
+        eps: Added to the mean square; static under `jax.jit`.
     """
 
-    weight: jax.Array
+    weight: Any  # an array, or what JAX puts into a pytree in the place of one
     eps: float = 1e-6
 
 
@@ -41,8 +43,8 @@ class UndividedNorm:
         eps: Added to the mean square.
     """
 
-    values: jax.Array
-    squares: jax.Array
+    values: Any
+    squares: Any
     tiles: int
     eps: float
 
@@ -75,5 +77,5 @@ Tokens = jax.Array | UndividedNorm
 
 
 def divided(x: Tokens) -> jax.Array:
-    """`x` as an array."""
+    """What `matmul_and_norm` returned as an array, whichever it was."""
     return x.divided() if isinstance(x, UndividedNorm) else x

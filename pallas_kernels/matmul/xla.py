@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate
-from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, divided
+from jaxinfer.pallas_kernels.matmul.norm import Tokens, divided
 
 
 def matmul_xla(
@@ -14,12 +13,11 @@ def matmul_xla(
     weight: jax.Array,
     bias: jax.Array | None = None,
     residual: jax.Array | None = None,
-    norm: Norm | None = None,
     *,
     transposed: bool = False,
     gate: Gate | None = None,
-) -> jax.Array | tuple[jax.Array, jax.Array]:
-    """Multiply; shapes and meaning as in `api.matmul`. A norm is `add_rms_norm`'s."""
+) -> jax.Array:
+    """Multiply; shapes and meaning as in `api.matmul`."""
     x = divided(x)
     contract = (((x.ndim - 1,), (int(transposed),)), ((), ()))
     out = lax.dot_general(x, weight, contract)
@@ -29,7 +27,4 @@ def matmul_xla(
         first, up = jnp.split(out, 2, axis=-1)
         first = jax.nn.silu(first) if gate == "silu" else jax.nn.gelu(first, approximate=True)
         out = first * up
-    if norm is not None:
-        normed, total = add_rms_norm(out, residual, norm.weight, eps=norm.eps)
-        return total, normed
     return out if residual is None else out + residual

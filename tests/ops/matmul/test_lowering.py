@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from jaxinfer.pallas_kernels import plgpu
-from jaxinfer.pallas_kernels.matmul.specs import SPECS, make_inputs
+from jaxinfer.pallas_kernels.matmul.config import GRID, candidates, deepest, heuristic_config
+from jaxinfer.pallas_kernels.matmul.specs import SPECS, MatmulSpec, make_inputs
 from tests.ops.cases import cases, shapes_of
 from tests.ops.matmul.calls import call
 
@@ -14,6 +15,40 @@ from tests.ops.matmul.calls import call
 def test_lowers(h100, spec):
     text = plgpu.lower_for_cuda(call(spec, "mosaic"), *shapes_of(make_inputs, spec), spec=h100)
     assert text.count("custom_call @mosaic_gpu") == 1
+
+
+@pytest.mark.parametrize("M", range(4, 129, 8))
+def test_every_number_of_tokens_lowers(h100, M):
+    """What the heuristic takes for a gated and a plain product; tokens of pairs are cut in two."""
+    for gate in (None, "silu"):
+        spec = MatmulSpec(model="any", M=M, K=4096, N=2 * 11_008 if gate else 8192, gate=gate)
+        plgpu.lower_for_cuda(call(spec, "mosaic"), *shapes_of(make_inputs, spec), spec=h100)
+
+
+@pytest.mark.parametrize("M", [4, 20, 124])
+@pytest.mark.parametrize("tiling", GRID, ids=str)
+def test_every_tiling_of_the_grid_lowers(h100, tiling, M):
+    block_n, block_k, cluster = tiling
+    for gate in (None, "silu"):
+        config = deepest(
+            h100, block_n=block_n, block_k=block_k, cluster=cluster, M=M, gated=gate is not None
+        )
+        if config is None:
+            assert block_n == 128, "narrow tiles always fit"
+            continue
+        spec = MatmulSpec(model="any", M=M, K=1024, N=2048, gate=gate)
+        lower = call(spec, "mosaic", config=config)
+        plgpu.lower_for_cuda(lower, *shapes_of(make_inputs, spec), spec=h100)
+
+
+@pytest.mark.parametrize("M", [1, 64, 72, 80, 96, 128])
+@pytest.mark.parametrize("gated", [False, True])
+def test_sums_fit_the_registers(h100, M, gated):
+    """A thread has 232, and needs some for addresses and the squares of a norm."""
+    for config in candidates(h100, M=M, K=4096, N=28_672, gated=gated):
+        assert config.accumulators(M, gated=gated) + config.rows(M) // 2 <= 192
+    heuristic = heuristic_config(h100, M=M, K=4096, N=28_672, gated=gated)
+    assert heuristic in candidates(h100, M=M, K=4096, N=28_672, gated=gated)
 
 
 @pytest.mark.parametrize("spec", cases(SPECS, "primary"))

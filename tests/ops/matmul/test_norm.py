@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 
 from jaxinfer.pallas_kernels import plgpu
-from jaxinfer.pallas_kernels.dispatch import NotSupported
+from jaxinfer.pallas_kernels.device import use_device
+from jaxinfer.pallas_kernels.dispatch import (
+    NotSupported,
+    choices,
+    force_implementation,
+    supported,
+)
+from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm, divided
 from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
+from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
 from tests.ops.cases import normal, same_bits
@@ -31,7 +39,7 @@ def arrays(M, K=128, D=192, N=256, dtype="bfloat16"):
 
 def two_products(x, weight, residual, norm, following, *, implementation, gate=None, **more):
     options = {"implementation": implementation, **more}
-    out, normed = matmul(x, weight, None, residual, norm=Norm(norm, EPS), **options)
+    out, normed = matmul_and_norm(x, weight, None, residual, norm=Norm(norm, EPS), **options)
     return out, normed, matmul(normed, following, gate=gate, **options)
 
 
@@ -91,9 +99,7 @@ def test_more_tiles_than_are_added_at_once(hopper):
 def test_without_a_residual(hopper):
     x, weight, _, norm, following = arrays(3)
     kernel = functools.partial(two_products, implementation="mosaic", config=SMALL)
-    got = hopper.run(
-        lambda *given: kernel(*given[:2], None, *given[2:]), x, weight, norm, following
-    )
+    got = hopper.run(kernel, x, weight, None, norm, following)
     agree(got, want(x, weight, None, norm, following), "bfloat16")
 
 
@@ -125,8 +131,10 @@ def test_fits_beside_the_choices_of_a_model(h100, M):
     """The ring gives way where it filled the shared memory."""
 
     def step(x, o, residual, norm, gate_up):
-        _, normed = matmul(x, o, None, residual, norm=Norm(norm, EPS), implementation="mosaic")
-        return matmul(normed, gate_up, gate="silu")
+        _, normed = matmul_and_norm(
+            x, o, None, residual, norm=Norm(norm, EPS), implementation="mosaic"
+        )
+        return matmul(normed, gate_up, gate="silu", implementation="mosaic")
 
     shapes = [(M, 4096), (4096, 4096), (M, 4096), (4096,), (4096, 28672)]
     structs = [jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes]
@@ -146,8 +154,68 @@ def test_half_precision_is_refused(hopper):
 def test_values_that_do_not_fit():
     x, weight, *_ = arrays(2)
     with pytest.raises(ValueError, match=r"norm.weight must have shape \(192,\); got \(191,\)"):
-        matmul(x, weight, norm=Norm(jnp.ones(191, "bfloat16")))
+        matmul_and_norm(x, weight, norm=Norm(jnp.ones(191, "bfloat16")))
     with pytest.raises(ValueError, match=r"norm.eps must not be negative; got -1"):
-        matmul(x, weight, norm=Norm(jnp.ones(192, "bfloat16"), -1.0))
+        matmul_and_norm(x, weight, norm=Norm(jnp.ones(192, "bfloat16"), -1.0))
     with pytest.raises(TypeError, match="must have one dtype"):
-        matmul(x, weight, norm=Norm(jnp.ones(192)))
+        matmul_and_norm(x, weight, residual=jnp.ones((2, 192)), norm=Norm(jnp.ones(192)))
+
+
+def test_the_norm_may_be_wider_than_the_tokens(hopper):
+    """Checkpoints keep norms in float32."""
+    x, weight, residual, norm, following = arrays(3)
+    given = (x, weight, residual, norm.astype("float32"), following)
+    kernel = functools.partial(two_products, implementation="mosaic", config=SMALL)
+    agree(hopper.run(kernel, *given), want(*given), "bfloat16")
+    agree(two_products(*given, implementation="xla"), want(*given), "bfloat16")
+
+
+def lowered(implementation, device, D=4096):
+    """Text of a product and norm at 64 tokens."""
+    shapes = [(64, 4096), (4096, D), (64, D), (D,)]
+    structs = [jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes]
+    call = lambda x, weight, residual, norm: matmul_and_norm(
+        x, weight, None, residual, norm=Norm(norm), implementation=implementation
+    )
+    return plgpu.lower_for_cuda(call, *structs, spec=device).count("custom_call @mosaic_gpu")
+
+
+def test_plain_jax_by_name_is_plain_jax(h100):
+    assert lowered("xla", h100) == 0
+    assert lowered(None, h100) == 1
+
+
+def test_a_forced_norm_is_a_launch_of_its_own(h100):
+    with force_implementation("mosaic", op="add_rms_norm"):
+        assert lowered(None, h100) == 2
+    with force_implementation("xla", op="matmul"):
+        assert lowered(None, h100) == 1, "the kernel of add_rms_norm"
+
+
+def test_what_can_serve(h100):
+    """A width that `add_rms_norm` has no kernel for does not count against the product's."""
+    shapes = [(64, 4096), (4096, 4160), (4160,)]
+    structs = [jax.ShapeDtypeStruct(shape, "bfloat16") for shape in shapes]
+    with use_device(h100):
+        reasons = supported(lambda x, w, norm: matmul_and_norm(x, w, norm=Norm(norm)), *structs)
+    assert reasons == {"mosaic": "", "xla": ""}
+
+
+def test_norms_pass_through_jit():
+    x, weight, residual, norm, _ = arrays(2, dtype="float32")
+    step = jax.jit(lambda x, norm: matmul_and_norm(x, weight, None, residual, norm=norm)[1])
+    same_bits(
+        step(x, Norm(norm, EPS)),
+        jax.jit(lambda x: matmul_and_norm(x, weight, None, residual, norm=Norm(norm, EPS))[1])(x),
+    )
+
+
+@pytest.mark.parametrize(("slower", "implementation"), [(0.8, "mosaic"), (2.5, "xla")])
+def test_a_division_is_worth_two_microseconds(monkeypatch, h100, slower, implementation):
+    measured = configs.Choice(order=("xla",), config=SMALL, slower_us=slower)
+    monkeypatch.setattr(configs, "choose_config", lambda *args, **kwargs: measured)
+    values, squares = jnp.ones((2, 128), "bfloat16"), jnp.ones((64, 8))
+    normed = UndividedNorm(values, squares, tiles=2, eps=EPS)
+    weight = jax.ShapeDtypeStruct((128, 64), "bfloat16")
+    plgpu.lower_for_cuda(lambda w: matmul(normed, w), weight, spec=h100)
+    assert choices()["matmul"].implementation == implementation
