@@ -42,4 +42,4 @@ def write(folder: Path = DATA) -> Path:
     measured = rows.load(rows.results_of(device, "flat_matmul"))
     if not measured:
         raise ValueError(f"no rows of flat_matmul on {device.name}; first run: {COMMAND}")
-    return tuning.save(folder, "matmul", device, tune_matmul(measured), COMMAND)
+    return tuning.save(folder, "matmul", device, tune_matmul(measured), COMMAND, keep=False)

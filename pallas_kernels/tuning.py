@@ -94,10 +94,13 @@ def save(
     device: DeviceSpec,
     entries: Mapping[str, Mapping[str, Any]],
     command: str,
+    *,
+    keep: bool = True,
 ) -> Path:
     """Put entries into a folder's file, beside those of other keys; the file's path.
 
-    The file is replaced as a whole, so that an interrupted call leaves the old one.
+    The file is replaced as a whole, so that an interrupted call leaves the old one. A damaged file
+    is put aside under another name, with a warning.
 
     Args:
         folder: Where the file of every device and op has its place.
@@ -105,13 +108,15 @@ def save(
         device: What was measured.
         entries: By key.
         command: What measured them.
+        keep: Whether entries of other keys stay.
 
     Raises:
+        ValueError: the file has a format that this version does not know; it is left alone.
         OSError: the file cannot be written.
     """
     path = folder / device.key / f"{op}.json"
-    load.cache_clear()  # another process may have added to it
-    content = {"format": FORMAT, "command": command, "entries": load(path) | dict(entries)}
+    others = _entries_of(path) if keep else {}
+    content = {"format": FORMAT, "command": command, "entries": others | dict(entries)}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
@@ -121,3 +126,23 @@ def save(
         part.unlink(missing_ok=True)
     load.cache_clear()
     return path
+
+
+def _entries_of(path: Path) -> dict[str, dict[str, Any]]:
+    """What a file holds that is about to be replaced."""
+    load.cache_clear()  # another process may have added to it
+    if not path.exists():
+        return {}
+    try:
+        version = json.loads(path.read_text())["format"]
+    except (ValueError, KeyError, TypeError):
+        aside = path.with_suffix(".damaged")
+        os.replace(path, aside)
+        logger.warning("%s is damaged; it is now %s", path, aside)
+        return {}
+    if version != FORMAT:
+        raise ValueError(
+            f"{path} has format {version}, and this version of jaxinfer writes {FORMAT}: "
+            "move the file away to measure anew"
+        )
+    return load(path)

@@ -112,10 +112,11 @@ def run_mosaic(
     _check_mosaic(x, norm, M=M, K=K, out_n=N // 2 if gated else N, config=tiling)
     assert tiling is not None, "checked by _check_mosaic"
     configs.check_fits(tiling, device, M=M, gated=gated, **beside)
-    return matmul_mosaic(
-        x, weight, bias, residual, norm, transposed=transposed, gate=gate, config=tiling,
-        num_sms=device.num_sms,
-    )  # fmt: skip
+    with jax.enable_x64(False):  # loops of the kernel count in int32
+        return matmul_mosaic(
+            x, weight, bias, residual, norm, transposed=transposed, gate=gate, config=tiling,
+            num_sms=device.num_sms,
+        )  # fmt: skip
 
 
 def _check_mosaic(x, norm, *, M: int, K: int, out_n: int, config: Config | None) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.functions import decode_step, forward, logits, prefill
-from tests.metrics import assert_close
+from tests.metrics import assert_close, relative_rms
 from tests.models.families import CONFIGS, random_model, random_weights
 from tests.models.oracle import decoder_logits
 
@@ -96,6 +96,23 @@ def test_whole_prompt_without_counts(name):
     for row in range(3):
         ids = [*tokens(name)[row].tolist(), int(next_token[row])]
         close(scores[row], decoder_logits(CONFIGS[name], random_weights(name), ids)[-1])
+
+
+def test_norms_may_be_wider_than_matrices():
+    """As some checkpoints keep them; a whole decoder in bfloat16 else."""
+    whole = random_model("llama")
+
+    def rounded(least_dimensions: int):
+        return jax.tree.map(
+            lambda x: x.astype("bfloat16") if x.ndim >= least_dimensions else x, whole
+        )
+
+    narrow, mixed = rounded(0), rounded(2)
+    cache = PagedKVCache.create(CONFIGS["llama"], batch_size=3, max_len=48, page_size=16)
+    ids = jnp.asarray(tokens("llama"))
+    scores = [np.asarray(PREFILL(model, ids, cache, fresh=True)[0]) for model in (narrow, mixed)]
+    assert mixed.layers[0].attn_norm.weight[...].dtype == "float32"
+    assert relative_rms(*scores) < 6e-2, "as two roundings of a bfloat16 model"
 
 
 def test_inactive_rows_are_neither_written_nor_advanced():

@@ -154,5 +154,22 @@ def test_an_interrupted_write_leaves_the_old_file(data, tmp_path, monkeypatch):
 def test_a_damaged_file_is_replaced_with_a_warning(data, tmp_path, caplog):
     file = data("{", mine=True)
     tuning.save(tmp_path / "mine", "op", H100, {"b1": {"block": 4}}, "")
-    assert str(file) in caplog.text
+    aside = file.with_suffix(".damaged")
+    assert f"{file} is damaged; it is now {aside}" in caplog.text
+    assert aside.read_text() == "{"
     assert tuning.choice("op", H100, "b1", parse) == 2
+
+
+def test_a_file_of_another_format_is_left_alone(data, tmp_path):
+    file = data({"b1": {"block": 64}}, mine=True)
+    text = file.read_text().replace('"format": 1', '"format": 2')
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"has format 2, .* writes 1: move the file away"):
+        tuning.save(tmp_path / "mine", "op", H100, {"b1": {"block": 4}}, "")
+    assert file.read_text() == text
+
+
+def test_a_table_can_be_made_anew(data, tmp_path):
+    data({"b1": {"block": 64}, "b2": {"block": 128}}, mine=True)
+    tuning.save(tmp_path / "mine", "op", H100, {"b1": {"block": 4}}, "", keep=False)
+    assert [tuning.choice("op", H100, key, parse) for key in ("b1", "b2")] == [2, None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from jaxinfer.pallas_kernels import plgpu
@@ -56,3 +57,9 @@ def test_a_residual_fits_beside_every_choice(h100, spec):
     """The ring gives way where it filled the shared memory."""
     spec = dataclasses.replace(spec, residual=True)
     plgpu.lower_for_cuda(call(spec, "mosaic"), *shapes_of(make_inputs, spec), spec=h100)
+
+
+def test_lowers_where_integers_have_64_bits(h100):
+    spec = next(spec for spec in SPECS if spec.M == 8)
+    with jax.enable_x64(True):
+        plgpu.lower_for_cuda(call(spec, "mosaic"), *shapes_of(make_inputs, spec), spec=h100)
