@@ -79,23 +79,41 @@ class Decoder(nnx.Module):
         self.final_norm = RMSNorm(weights("final_norm"), config.rms_norm_eps)
         self.lm_head = None if config.tie_embeddings else nnx.Param(weights("lm_head"))
 
-    def with_softmax(self, modes: Sequence[Softmax]) -> "Decoder":
+    def with_softmax(
+        self, modes: Sequence[Softmax], phi: Sequence[Sequence[float] | None] | None = None
+    ) -> "Decoder":
         """The same weights with another softmax in the decode attention of every layer.
 
         Args:
             modes: One per layer, as in `decode_attention`.
+            phi: One per layer: references of its query heads where it is unified, or None, as in
+                `decode_attention`. Default: None for all.
 
         Raises:
-            ValueError: another number of modes than of layers, or a unified softmax in a decoder
-                that is divided over devices.
+            ValueError: another number of modes or references than of layers, of references than of
+                query heads, references of a layer that is not unified, or a unified softmax in a
+                decoder that is divided over devices.
         """
         if len(modes) != len(self.layers):
             raise ValueError(f"softmax must have {len(self.layers)} modes; got {len(modes)}")
+        phi = [None] * len(self.layers) if phi is None else phi
+        if len(phi) != len(self.layers):
+            raise ValueError(
+                f"phi must have an entry for {len(self.layers)} layers; got {len(phi)}"
+            )
+        for number, (mode, heads) in enumerate(zip(modes, phi, strict=True)):
+            if heads is not None and (mode != "unified" or len(heads) != self.config.num_heads):
+                raise ValueError(
+                    f"phi of layer {number} must be one number for each of "
+                    f"{self.config.num_heads} query heads of a unified softmax; "
+                    f"got {len(heads)} for softmax={mode!r}"
+                )
         if self.parallel is not None and any(mode != "online" for mode in modes):
             raise ValueError("a model that is divided over devices has the online softmax only")
         other: Decoder = jax.tree.map(lambda x: x, self)
-        for layer, mode in zip(other.layers, modes, strict=True):
+        for layer, mode, heads in zip(other.layers, modes, phi, strict=True):
             layer.attention.softmax = mode
+            layer.attention.phi = None if heads is None else tuple(map(float, heads))
         return other
 
     @property

@@ -104,6 +104,7 @@ class Attention(nnx.Module):
         self.config = config
         self.window = config.window(layer)
         self.softmax: Softmax = "online"  # of decode attention
+        self.phi: tuple[float, ...] | None = None  # of every query head, if it is unified
 
     def __call__(
         self,
@@ -160,8 +161,9 @@ class Attention(nnx.Module):
             out = attention(q, k, v, is_causal=True, **options)
         elif T == 1:
             lengths = jnp.where(num_tokens > 0, start + num_tokens, 0)
+            phi = None if self.phi is None else jnp.asarray(self.phi, jnp.float32)
             out = decode_attention(
-                q, k_pages, v_pages, page_table, lengths, softmax=self.softmax, **options
+                q, k_pages, v_pages, page_table, lengths, softmax=self.softmax, phi=phi, **options
             )
         else:
             out = attention(

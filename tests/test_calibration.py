@@ -17,8 +17,10 @@ from jaxinfer.calibration import (
 )
 from jaxinfer.cli.calibrate import table
 from jaxinfer.llm import LLM
+from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
+from jaxinfer.models.functions import forward
 from jaxinfer.models.tokenizer.byte import byte_tokenizer
 from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
@@ -68,9 +70,6 @@ def test_extremes_are_those_of_the_logits(model, found):
     calls = []
 
     def forward_once(tokens):
-        from jaxinfer.models.cache import PagedKVCache
-        from jaxinfer.models.functions import forward
-
         cache = PagedKVCache.create(model.config, batch_size=1, max_len=64, dtype=jnp.float32)
         forward(model, tokens, cache, fresh=True)
 
@@ -202,6 +201,35 @@ def test_modes_of_a_model(found, model, tmp_path):
     assert [layer.attention.softmax for layer in model.layers] == ["online"] * 2
 
 
+def test_every_layer_gives_its_references_to_the_op(model, monkeypatch):
+    asked = []
+
+    def op(*arrays, softmax, phi, **options):
+        asked.append((softmax, phi))
+        return decode_attention(*arrays, softmax=softmax, phi=phi, **options)
+
+    monkeypatch.setattr("jaxinfer.models.layers.decode_attention", op)
+    heads = tuple(0.5 * head for head in range(model.config.num_heads))
+    cache = PagedKVCache.create(model.config, batch_size=1, max_len=64, dtype=jnp.float32)
+    forward(model.with_softmax(("unified", "unified"), (heads, None)), jnp.array([[5]]), cache)
+    assert [softmax for softmax, _ in asked] == ["unified", "unified"]
+    np.testing.assert_array_equal(asked[0][1], heads)
+    assert asked[1][1] is None
+
+
+@pytest.mark.parametrize(
+    ("modes", "phi", "message"),
+    [
+        (("unified",) * 2, (None,), "phi must have 2 entries; got 1"),
+        (("unified",) * 2, (None, (1.0,)), "phi of layer 1 must be one number for each of"),
+        (("online",) * 2, ((1.0,) * 4, None), "phi of layer 0 .* got 4 for softmax='online'"),
+    ],
+)
+def test_references_that_do_not_fit(model, modes, phi, message):
+    with pytest.raises(ValueError, match=message):
+        model.with_softmax(modes, phi)
+
+
 @pytest.mark.parametrize(
     ("softmax", "layers", "message"),
     [
@@ -220,7 +248,8 @@ def test_the_engine_uses_and_counts(model, monkeypatch):
     """A softmax that always falls back once, in the layer that is unified."""
     asked = []
 
-    def op(*arrays, softmax, **options):
+    def op(*arrays, softmax, phi, **options):
+        assert phi is None
         asked.append(softmax)
         if softmax == "unified":
             notify("decode_attention", fallbacks=jnp.int32(1))
