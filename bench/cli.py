@@ -44,7 +44,7 @@ class Run:
     json: Path | None = None
     """Put the rows into this file too; those already there stay unless measured again."""
     save: bool = False
-    """Put the rows into bench/results/<device>/<op>.json."""
+    """Put the rows into bench/results/<device>/<op>.json; all changes must have a commit."""
     commit: str = ""
     """Commit for the rows where the checkout has no history."""
 
@@ -56,13 +56,21 @@ class Run:
 
         names = [f"e2e_{self.e2e}"] if self.e2e else self.op.split(",") if self.op else registry.OPS
         machine = rows.Machine.here(self.commit)
+        if self.save and machine.commit.endswith("-dirty"):
+            raise ValueError(
+                "--save keeps what can be measured again, and there are changes without a commit: "
+                "commit them, or take --json FILE"
+            )
         report = Report()
         for op in names:
-            cases = registry.select(
-                registry.cases_of(op, devices=self.devices), tag=self.tag, words=self.case.split()
-            )
+            known = registry.cases_of(op, devices=self.devices)
+            words = self.case.split()
+            cases = registry.select(known, tag=self.tag, words=words)
             if not cases:
-                raise ValueError(f"no case of {op} has tag {self.tag!r} and words {self.case!r}")
+                raise ValueError(
+                    f"no case of {op} has tag {self.tag!r} and words {self.case!r}"
+                    + registry.near_words(words, known)
+                )
             wanted = [name for name in self.impl.split(",") if name]
             for row in measure_all(
                 op, cases, wanted=wanted, repeats=self.repeats, machine=machine, report=report

@@ -67,3 +67,17 @@ def _hint(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return hint + f"known: {', '.join(known)}"
+
+
+def near_words(words: Sequence[str], cases: Iterable[Case]) -> str:
+    """For a message: words of cases' names that those which are in none of them may have meant."""
+    known = {word for case in cases for word in case.name.split()}
+    unknown = [word for word in words if word not in known]
+    # A part of a word counts as near whatever is behind it.
+    near = [
+        next(iter(sorted(k for k in known if k.startswith(word))), None)
+        or next(iter(difflib.get_close_matches(word, sorted(known), n=1)), None)
+        for word in unknown
+    ]
+    found = [repr(word) for word in near if word is not None]
+    return f"; did you mean {' '.join(found)}?" if found else ""

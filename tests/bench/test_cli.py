@@ -37,6 +37,7 @@ def test_list_of_one_op(capsys):
         ("list --op atention", "error: unknown op 'atention'; did you mean 'attention'?"),
         ("run --op rope_kv_writ", "did you mean 'rope_kv_write'?"),
         ("run --op add_rms_norm --case nobody", "no case of add_rms_norm has tag 'primary'"),
+        ("run --e2e decode --case smollm2", "words 'smollm2'; did you mean 'smollm2-135m'?"),
         ("run --op add_rms_norm --tag ci --impl xl", "did you mean 'xla'?"),
         ("plot --op e2e_decod", "did you mean 'e2e_decode'?"),
     ],
@@ -77,6 +78,14 @@ def test_run_saves_under_the_device(tmp_path, monkeypatch):
     assert run_small("--save") == 0
     (path,) = tmp_path.glob("*/add_rms_norm.json")
     assert {row["case"] for row in json.loads(path.read_text())} == {"ci m1 d128"}
+
+
+def test_rows_without_a_commit_are_not_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    monkeypatch.setattr(rows, "_first_line", lambda command: "1234567-dirty")
+    assert run_small("--save", "--commit", "") == 2
+    assert "changes without a commit" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_supported_is_no_failure(capsys):
