@@ -1,6 +1,7 @@
 """Named shapes of flat products, shared by tests, benchmarks and tuning."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -85,18 +86,42 @@ def count_flops(spec: MatmulSpec) -> int:
     return 2 * spec.M * spec.K * spec.N
 
 
-def _llama3_8b(M: int) -> tuple[MatmulSpec, ...]:
-    """The four projections of a layer."""
+def _layer(
+    model: str, M: int, *, D: int, heads: int, qkv: int, F: int, bias: bool = False,
+    tag: Literal["primary", "stress"] = "primary",
+) -> tuple[MatmulSpec, ...]:  # fmt: skip
+    """The four products of a layer.
+
+    Args:
+        model: First word of the names.
+        M: Tokens.
+        D: Width of the stream.
+        heads: Columns of all query heads.
+        qkv: Columns of query, key and value heads.
+        F: Width of the feed-forward.
+        bias: Whether queries, keys and values have biases.
+        tag: As in `MatmulSpec`.
+    """
+    of = functools.partial(MatmulSpec, model=model, M=M, tag=tag)
     return (
-        MatmulSpec(model="llama-3-8b", part="qkv", M=M, K=4096, N=6144),
-        MatmulSpec(model="llama-3-8b", part="o", M=M, K=4096, N=4096),
-        MatmulSpec(model="llama-3-8b", part="gate_up", M=M, K=4096, N=28672, gate="silu"),
-        MatmulSpec(model="llama-3-8b", part="down", M=M, K=14336, N=4096),
+        of(part="qkv", K=D, N=qkv, bias=bias),
+        of(part="o", K=heads, N=D),
+        of(part="gate_up", K=D, N=2 * F, gate="silu"),
+        of(part="down", K=F, N=D),
     )
 
 
+_LLAMA_3_8B = functools.partial(_layer, "llama-3-8b", D=4096, heads=4096, qkv=6144, F=14_336)
+_OTHERS = (
+    functools.partial(_layer, "llama-2-7b", D=4096, heads=4096, qkv=12_288, F=11_008),
+    functools.partial(_layer, "qwen2.5-7b", D=3584, heads=3584, qkv=4608, F=18_944, bias=True),
+    # One device's part of eight.
+    functools.partial(_layer, "llama-3-70b/8", D=8192, heads=1024, qkv=1280, F=3584),
+)
+
 SPECS: tuple[MatmulSpec, ...] = (
-    *(spec for M in (1, 8, 16, 32, 64, 128) for spec in _llama3_8b(M)),
+    *(spec for M in (1, 8, 16, 32, 64, 128) for spec in _LLAMA_3_8B(M)),
+    *(spec for of in _OTHERS for M in (1, 8, 64) for spec in of(M, tag="stress")),
     MatmulSpec(model="ci", M=8, K=128, N=128, tag="ci"),
     MatmulSpec(model="ci", M=1, K=192, N=192, bias=True, tag="ci"),
     MatmulSpec(model="ci", M=3, K=128, N=256, gate="silu", tag="ci"),
