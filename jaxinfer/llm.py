@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any, cast
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxinfer.calibration import softmax_modes
+from jaxinfer.calibration import softmax_of_layers
 from jaxinfer.engine.config import check_sizes
 from jaxinfer.engine.delivery import merge
 from jaxinfer.engine.engine import Engine
 from jaxinfer.engine.replicas import Replicas
 from jaxinfer.engine.room import room_for
+from jaxinfer.engine.sharing import Inbox, SharedEngine, Ticket
 from jaxinfer.engine.sizing import choose_sizes
 from jaxinfer.loading import load_pair
 from jaxinfer.models.decoder import Decoder
@@ -30,8 +32,8 @@ Prompt = str | Sequence[int] | np.ndarray
 class LLM:
     """A model that answers.
 
-    Streams and calls of `generate` may be interleaved in one thread; they share the batch. For
-    several threads, put one in charge of an `Engine` and talk to it.
+    Streams and calls of `generate` and `chat` may be interleaved in one thread, and come from
+    several threads at once; they share the batch.
 
     Attributes:
         engine: What computes the answers.
@@ -78,7 +80,7 @@ class LLM:
                 `"cudnn"`. Or of single ops, as in `"matmul=xla,decode_attention=xla"`.
             softmax: Of decode attention: `"online"`, `"unified"` (one reference instead of a
                 running maximum, and a fallback; see docs/kernels/decode_attention.md), or the file
-                that `jaxinfer calibrate softmax` wrote: unified where it fits.
+                that `jaxinfer calibrate softmax` wrote: unified where the references in it fit.
             batch_invariant: Compute in the same shapes whatever shares the batch, so that the
                 answer of a request that is never preempted is the same to the bit. Slower.
             mesh: Devices that share the work, as in `"data=1,seq=4,tensor=2"`, or a
@@ -112,9 +114,9 @@ class LLM:
                 f"tokenizer does not match the model: it has {self.tokenizer.vocab_size} tokens, "
                 f"the model {decoder.config.vocab_size}"
             )
-        modes = softmax_modes(softmax, len(decoder.layers))
+        modes, phi = softmax_of_layers(softmax, len(decoder.layers), decoder.embed[...].dtype)
         if any(mode != "online" for mode in modes):
-            decoder = decoder.with_softmax(modes)
+            decoder = decoder.with_softmax(modes, phi)
         sizes = choose_sizes(
             decoder,
             max_model_len=max_model_len,
@@ -136,8 +138,9 @@ class LLM:
                 for copy in decoder.replicas()
             ]
         self.engine = self.engines[0]
-        self._requests = self.engine if len(self.engines) == 1 else Replicas(self.engines)
-        self._inboxes: dict[str, deque[RequestOutput]] = {}
+        self._requests = SharedEngine(
+            self.engine if len(self.engines) == 1 else Replicas(self.engines)
+        )
 
     def generate(
         self,
@@ -170,19 +173,19 @@ class LLM:
         params = _one_each(sampling_params, len(batch))
         for (_, ids), param in zip(batch, params, strict=True):
             self._requests.check_request(ids, param)
-        inbox: deque[RequestOutput] = deque()
-        names: list[str] = []
+        inbox: Inbox = deque()
+        tickets: list[Ticket] = []
         outputs: dict[str, RequestOutput] = {}
         done = waiting = 0
         with _reporting(use_tqdm, sum(p.n for p in params)) as progress:
             try:
                 for (text, ids), param in zip(batch, params, strict=True):
-                    names.append(self._add(text, ids, param, inbox))
-                waiting = len(names)
+                    tickets.append(self._requests.add(ids, param, text, inbox))
+                waiting = len(tickets)
                 while waiting:
-                    self._advance(inbox)
+                    self._requests.advance(inbox)
                     while inbox:
-                        delta = inbox.popleft()
+                        delta = _next(inbox)
                         merge(outputs, delta)
                         waiting -= delta.finished
                         ended = sum(part.finish_reason is not None for part in delta.outputs)
@@ -190,8 +193,8 @@ class LLM:
                             done += ended
                             progress("generate", done, 0)
             finally:
-                self._forget(names)
-        return [outputs[name] for name in names]
+                self._requests.forget(tickets)
+        return [outputs[cast(str, ticket.name)] for ticket in tickets]
 
     def chat(
         self,
@@ -251,18 +254,20 @@ class LLM:
     def _stream(
         self, text: str | None, ids: Sequence[int], params: SamplingParams
     ) -> Iterator[RequestOutput]:
-        inbox: deque[RequestOutput] = deque()
-        name = self._add(text, ids, params, inbox)
+        inbox: Inbox = deque()
+        ends = sys.is_finalizing  # the module's own name may be gone by then
+        ticket = self._requests.add(ids, params, text, inbox)
         try:
             while True:
-                self._advance(inbox)
+                self._requests.advance(inbox)
                 while inbox:
-                    output = inbox.popleft()
+                    output = _next(inbox)
                     yield output
                     if output.finished:
                         return
         finally:
-            self._forget([name])
+            if not ends():
+                self._requests.forget([ticket])
 
     def _encode(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
         """A prompt's text, if it is one, and its tokens."""
@@ -272,36 +277,18 @@ class LLM:
             raise ValueError("prompt is empty; give at least one character")
         return prompt, self._tokenizer().encode(prompt)
 
-    def _add(
-        self,
-        text: str | None,
-        ids: Sequence[int],
-        params: SamplingParams,
-        inbox: deque[RequestOutput],
-    ) -> str:
-        name = self._requests.add_request(ids, params, prompt=text)
-        self._inboxes[name] = inbox
-        return name
-
-    def _advance(self, inbox: deque[RequestOutput]) -> None:
-        """Compute until something new is in `inbox`; what is for others goes to theirs."""
-        while not inbox:
-            if not self._requests.has_work:
-                raise RuntimeError("the request was taken out of the engine by someone else")
-            for output in self._requests.step():
-                if (box := self._inboxes.get(output.request_id)) is not None:
-                    box.append(output)
-
-    def _forget(self, names: list[str]) -> None:
-        """End requests that nobody waits for any more."""
-        self._requests.discard(names)
-        for name in names:
-            self._inboxes.pop(name, None)
-
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise ValueError("this LLM has no tokenizer; give prompts as token ids")
         return self.tokenizer
+
+
+def _next(inbox: Inbox) -> RequestOutput:
+    """The oldest output of an inbox, or its error raised."""
+    _, output = inbox.popleft()
+    if isinstance(output, Exception):
+        raise output
+    return output
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
