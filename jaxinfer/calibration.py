@@ -1,8 +1,8 @@
 """Where the logits of a model's attention lie, and whether one softmax reference serves a head.
 
 FlashDecoding++ (arXiv 2311.01282, section 3): a reference φ near the largest logits spares the
-softmax its running maximum, if the logits of a head stay in the range around φ in which nothing
-overflows or vanishes.
+softmax its running maximum, if the sums of a head's weights relative to φ stay in the range in
+which nothing overflows or vanishes. Which range that is depends on the dtype.
 """
 
 import dataclasses
@@ -23,35 +23,55 @@ from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import forward
 from jaxinfer.pallas_kernels.attention.mask import Visibility
 from jaxinfer.pallas_kernels.decode_attention.api import Softmax
+from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import trusted_sums
 from jaxinfer.pallas_kernels.observe import observe
 from jaxinfer.progress import Progress
 
-FORMAT = 1
-# Largest logit of a row less φ, nats, on either side. The kernel trusts sums of 2^-60 to 2^80
-# (softmax_sm90.trusted_sums); 2^17 keys and a margin for texts that were not seen are taken off.
-SAFE = 40.0
+FORMAT = 2
+# Keys whose sums the kernel judges by themselves, at the least: its pieces are whole blocks of 64
+# or 128 keys, and what a row sees of them.
+BLOCK = 64
+# Share of the range that is trusted, in nats, that is left free: for texts that were not seen and
+# for longer contexts, whose sums are larger.
+MARGIN = 1 / 8
 
 
-def softmax_modes(softmax: str | Path, num_layers: int) -> tuple[Softmax, ...]:
-    """The softmax of every layer of a model.
+def softmax_of_layers(
+    softmax: str | Path, num_layers: int, dtype: Any
+) -> tuple[tuple[Softmax, ...], tuple[tuple[float, ...] | None, ...]]:
+    """The softmax of every layer of a model, and its references where they are calibrated.
 
     Args:
         softmax: `"online"`, `"unified"`, or the file of a calibration of the model.
         num_layers: Of the model.
+        dtype: That the model runs in.
+
+    Returns:
+        A mode per layer, and references per layer and query head. None: where it is online, or
+        where it is unified without a calibration, which takes references from the keys.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not a calibration, or one of another number of layers.
+        ValueError: it is not a calibration, or one of another number of layers, or for a dtype
+            whose sums are trusted in another range.
     """
     calibration = softmax_calibration(softmax)
     if calibration is None:
-        return (cast("Softmax", softmax),) * num_layers
+        modes: tuple[Softmax, ...] = (cast("Softmax", softmax),) * num_layers
+        return modes, (None,) * num_layers
     modes = calibration.modes
     if len(modes) != num_layers:
         raise ValueError(
             f"{softmax} is of a model of {len(modes)} layers; this one has {num_layers}"
         )
-    return modes
+    if trusted_sums(dtype) != trusted_sums(calibration.dtype):
+        name = jnp.dtype(dtype).name
+        raise ValueError(
+            f"{softmax} is of a model in {calibration.dtype}; this one runs in {name}: "
+            f"calibrate it with --dtype {name}"
+        )
+    of_layers = zip(modes, calibration.layers, strict=True)
+    return modes, tuple(layer.phi if mode == "unified" else None for mode, layer in of_layers)
 
 
 def softmax_calibration(softmax: str | Path) -> "SoftmaxCalibration | None":
@@ -68,27 +88,35 @@ def softmax_calibration(softmax: str | Path) -> "SoftmaxCalibration | None":
 class LayerSoftmax:
     """Logits of one layer, natural, scale and soft cap included; one number per query head.
 
+    The sums are those of exp(logit) that a piece of a decode step may have, as logarithms: over any
+    run of whole blocks of `BLOCK` keys, of which a row sees those up to its position.
+
     Attributes:
-        phi: Middle of the rows' largest logits.
+        phi: Reference: the smallest and the largest sum relative to it are equally far from the
+            ends of the range that is trusted.
         low: Smallest logit.
         high: Largest logit.
-        row_low: Smallest of the rows' largest logits.
-        row_high: Largest of the rows' largest logits.
-        inside: Share of the logits within `SAFE` of φ.
+        sum_low: Smallest sum: of one block.
+        sum_high: Largest sum: of all keys of a row.
+        inside: Share of the logits whose weights relative to φ lie in the range of the sums.
     """
 
     phi: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    row_low: tuple[float, ...]
-    row_high: tuple[float, ...]
+    sum_low: tuple[float, ...]
+    sum_high: tuple[float, ...]
     inside: tuple[float, ...]
 
-    @property
-    def wide_heads(self) -> tuple[int, ...]:
-        """Heads with rows whose largest logit one φ does not serve."""
-        half = [(b - a) / 2 for a, b in zip(self.row_low, self.row_high, strict=True)]
-        return tuple(i for i, h in enumerate(half) if not h <= SAFE)
+    def wide_heads(self, dtype: Any) -> tuple[int, ...]:
+        """Heads that φ does not serve, or not with `MARGIN` to spare, in a model of this dtype."""
+        least, largest = _log_limits(dtype)
+        spare = (largest - least) * MARGIN / 2
+        of_heads = zip(self.phi, self.sum_low, self.sum_high, strict=True)
+        return tuple(
+            head for head, (phi, low, high) in enumerate(of_heads)
+            if not (low - phi >= least + spare and high - phi <= largest - spare)
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,15 +125,20 @@ class SoftmaxCalibration:
 
     Attributes:
         model: Name of the model.
+        dtype: That it ran in, which decides which sums are trusted.
         tokens: Tokens of text that were seen.
         window: Tokens that were seen together.
         layers: Of every layer.
     """
 
     model: str
+    dtype: str
     tokens: int
     window: int
     layers: tuple[LayerSoftmax, ...]
+
+    def __post_init__(self) -> None:
+        jnp.dtype(self.dtype)  # refuses what is none
 
     def save(self, path: Path) -> None:
         """Write a JSON file, whole or not at all."""
@@ -119,8 +152,10 @@ class SoftmaxCalibration:
 
     @property
     def modes(self) -> tuple[Softmax, ...]:
-        """The softmax of every layer: unified where one reference serves all heads."""
-        return tuple("online" if layer.wide_heads else "unified" for layer in self.layers)
+        """The softmax of every layer: unified where one reference per head serves all heads."""
+        return tuple(
+            "online" if layer.wide_heads(self.dtype) else "unified" for layer in self.layers
+        )
 
     @classmethod
     def load(cls, path: Path) -> "SoftmaxCalibration":
@@ -155,7 +190,7 @@ def calibrate_softmax(
     """Run a model over a text and note where its attention logits lie.
 
     Args:
-        model: A decoder.
+        model: A decoder on one device.
         token_ids: Tokens of the text, of the kind that the model will see.
         name: Of the model, for the result.
         window: Tokens that attend to each other; a shorter rest of the text is left out, unless it
@@ -164,34 +199,39 @@ def calibrate_softmax(
         progress: Called with (`"calibrate"`, tokens done, tokens in all).
 
     Raises:
-        ValueError: an empty text, or a window that is not positive or longer than the context.
+        ValueError: a text or a window of less than two tokens, a window longer than the context,
+            logits that are not finite, or a decoder that is divided over devices.
 
     Memory: 4·N·window² bytes for the logits of one layer.
     """
     ids = np.asarray(token_ids, np.int32)[:max_tokens]
     longest = model.config.max_position_embeddings
-    if not 1 <= window <= longest:
-        raise ValueError(f"window must be 1 to {longest} tokens; got {window}")
-    if ids.size == 0:
-        raise ValueError("calibration needs a text of at least one token")
+    if model.parallel is not None:
+        raise ValueError("calibration needs a model on one device; this one is divided")
+    if not 2 <= window <= longest:
+        raise ValueError(f"window must be 2 to {longest} tokens; got {window}")
+    if ids.size < 2:
+        raise ValueError(f"calibration needs a text of at least 2 tokens; got {ids.size}")
     window = min(window, ids.size)
+    dtype = jnp.dtype(model.embed[...].dtype)
     windows = ids[: ids.size // window * window].reshape(-1, 1, window)
     cache = PagedKVCache.create(
         model.config, batch_size=1, max_len=-(-window // 64) * 64, page_size=64,
-        dtype=model.embed[...].dtype,
+        dtype=dtype,
     )  # fmt: skip
-    found: list[dict[str, np.ndarray]] | None = None
+    found: list[dict[str, np.ndarray]] = []
     for i, tokens in enumerate(windows):
         seen = jax.device_get(_statistics(model, jnp.asarray(tokens), cache))
-        found = (
-            seen if found is None else [_joined(*pair) for pair in zip(found, seen, strict=True)]
-        )
+        found = [_joined(*pair) for pair in zip(found, seen, strict=True)] if found else seen
+        if len(found) != model.config.num_layers:
+            raise ValueError(
+                f"only {len(found)} of {model.config.num_layers} layers showed their attention"
+            )
         if progress is not None:
             progress("calibrate", (i + 1) * window, windows.size)
-    assert found is not None
     return SoftmaxCalibration(
-        model=name, tokens=int(windows.size), window=window,
-        layers=tuple(_layer(statistics) for statistics in found),
+        model=name, dtype=dtype.name, tokens=int(windows.size), window=window,
+        layers=tuple(layer_softmax(statistics, dtype) for statistics in found),
     )  # fmt: skip
 
 
@@ -204,14 +244,14 @@ def _statistics(model: Decoder, tokens: jax.Array, cache: PagedKVCache) -> list[
     found: list[dict[str, Any]] = []
 
     def look(**call: Any) -> None:
-        found.append(_of_logits(**call))
+        found.append(logit_statistics(**call))
 
     with observe("attention", look):
         forward(model, tokens, cache, fresh=True)
     return found
 
 
-def _of_logits(
+def logit_statistics(
     *,
     query: jax.Array,
     key: jax.Array,
@@ -220,7 +260,7 @@ def _of_logits(
     scale: float,
     logits_softcap: float | None,
 ) -> dict[str, jax.Array]:
-    """Extremes and histogram of the visible logits, for every query head."""
+    """Of the visible logits of every query head: extremes, also of sums, and a histogram."""
     del value
     B, T, N, H = query.shape
     S, K = key.shape[1:3]
@@ -233,13 +273,16 @@ def _of_logits(
         logits = logits_softcap * jnp.tanh(logits / logits_softcap)
     visible = visibility.mask(jnp.arange(T), jnp.arange(S))
     low, high = (jnp.where(visible, logits, end) for end in (jnp.inf, -jnp.inf))
-    peaks = high.max(axis=-1)
+    rows = jax.nn.logsumexp(high, axis=-1)
+    blocks = jnp.pad(high, [(0, 0)] * 3 + [(0, -S % BLOCK)], constant_values=-jnp.inf)
+    blocks = jax.nn.logsumexp(blocks.reshape(N, B, T, -1, BLOCK), axis=-1)
+    blocks = jnp.where(blocks == -jnp.inf, jnp.inf, blocks)  # a row sees nothing of them
     place = jnp.clip(jnp.floor(logits / _BIN).astype(jnp.int32) + _BINS // 2, 0, _BINS - 1)
     count = functools.partial(jnp.bincount, length=_BINS)
     weights = jnp.broadcast_to(visible, logits.shape).reshape(N, -1).astype(jnp.int32)
     return {
         "low": low.min(axis=(1, 2, 3)), "high": high.max(axis=(1, 2, 3)),
-        "row_low": peaks.min(axis=(1, 2)), "row_high": peaks.max(axis=(1, 2)),
+        "sum_low": blocks.min(axis=(1, 2, 3)), "sum_high": rows.max(axis=(1, 2)),
         "histogram": jax.vmap(count)(place.reshape(N, -1), weights),
     }  # fmt: skip
 
@@ -247,20 +290,29 @@ def _of_logits(
 def _joined(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     joins = {
         "low": np.minimum,
-        "row_low": np.minimum,
+        "sum_low": np.minimum,
         "histogram": lambda a, b: a.astype(np.int64) + b,
     }
     return {name: joins.get(name, np.maximum)(one[name], other[name]) for name in one}
 
 
-def _layer(statistics: dict[str, np.ndarray]) -> LayerSoftmax:
-    phi = (statistics["row_low"] + statistics["row_high"]) / 2
+def layer_softmax(statistics: dict[str, Any], dtype: Any) -> LayerSoftmax:
+    """References for a layer whose logits have these `logit_statistics`, in a model of a dtype."""
+    statistics = {name: np.asarray(x, np.float64) for name, x in statistics.items()}
+    least, largest = _log_limits(dtype)
+    phi = (statistics["sum_low"] - least + statistics["sum_high"] - largest) / 2
     edges = (np.arange(_BINS) - _BINS // 2) * _BIN
-    near = (edges >= phi[:, None] - SAFE) & (edges + _BIN <= phi[:, None] + SAFE)
-    counts = statistics["histogram"].astype(np.float64)
+    near = (edges >= phi[:, None] + least) & (edges + _BIN <= phi[:, None] + largest)
+    counts = statistics["histogram"]
     inside = (counts * near).sum(axis=1) / counts.sum(axis=1)
-    extremes = {name: statistics[name] for name in ("low", "high", "row_low", "row_high")}
+    extremes = {name: statistics[name] for name in ("low", "high", "sum_low", "sum_high")}
     numbers = {"phi": phi, "inside": inside, **extremes}
     if not all(math.isfinite(x) for array in numbers.values() for x in array):
         raise ValueError("the model's attention logits are not finite")
     return LayerSoftmax(**{name: tuple(map(float, array)) for name, array in numbers.items()})
+
+
+def _log_limits(dtype: Any) -> tuple[float, float]:
+    """Logarithms of the least and the largest sum relative to φ that the kernel trusts."""
+    least, largest = trusted_sums(dtype)
+    return math.log(least), math.log(largest)

@@ -19,6 +19,7 @@ from jaxinfer.engine.replicas import Replicas
 from jaxinfer.engine.room import room_for
 from jaxinfer.engine.sharing import Inbox, SharedEngine, Ticket
 from jaxinfer.engine.sizing import choose_sizes
+from jaxinfer.errors import NonFiniteScoresError
 from jaxinfer.loading import load_pair
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
@@ -166,6 +167,7 @@ class LLM:
             TypeError: a prompt that is neither text nor token ids, or parameters of another type.
             ContextLengthError: a prompt that leaves no room for an answer.
             KVCacheFullError: a request that could never run.
+            NonFiniteScoresError: the model's scores are NaN or infinite.
 
         After an error nothing of this call is generated; after an interrupt nothing of it goes on.
         """
@@ -245,6 +247,7 @@ class LLM:
 
         Raises:
             ValueError, TypeError: as in `generate`, at once.
+            NonFiniteScoresError: as in `generate`, at the piece that would hold the token.
         """
         [params] = _one_each(sampling_params, 1)
         text, ids = self._encode(prompt)
@@ -285,9 +288,12 @@ class LLM:
 
 def _next(inbox: Inbox) -> RequestOutput:
     """The oldest output of an inbox, or its error raised."""
-    _, output = inbox.popleft()
+    ticket, output = inbox.popleft()
     if isinstance(output, Exception):
         raise output
+    if any(part.finish_reason == "error" for part in output.outputs):
+        prompt = "a prompt of tokens" if ticket.text is None else f"{ticket.text!r:.60}"
+        raise NonFiniteScoresError(prompt)
     return output
 
 

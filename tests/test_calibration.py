@@ -1,6 +1,7 @@
 """Ranges of attention logits, found while a model runs."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 
 from jaxinfer.calibration import (
-    SAFE,
+    BLOCK,
     LayerSoftmax,
     SoftmaxCalibration,
     calibrate_softmax,
-    softmax_modes,
+    softmax_of_layers,
 )
 from jaxinfer.cli.calibrate import table
 from jaxinfer.llm import LLM
@@ -67,41 +68,45 @@ def test_what_an_op_is_called_with_can_be_seen():
 
 def test_extremes_are_those_of_the_logits(model, found):
     """Against every query and key of every window, one by one."""
+    found = calibrate_softmax(model, IDS, name="tiny", window=96)
     calls = []
 
     def forward_once(tokens):
-        cache = PagedKVCache.create(model.config, batch_size=1, max_len=64, dtype=jnp.float32)
+        cache = PagedKVCache.create(model.config, batch_size=1, max_len=128, dtype=jnp.float32)
         forward(model, tokens, cache, fresh=True)
 
     with observe("attention", lambda **call: calls.append(call)):
-        for begin in (0, 32, 64):
-            forward_once(jnp.asarray(IDS[None, begin : begin + 32], jnp.int32))
-    assert (found.tokens, found.window, len(found.layers)) == (96, 32, 2)
+        forward_once(jnp.asarray(IDS[None, :96], jnp.int32))
+    assert (found.tokens, found.window, len(found.layers)) == (96, 96, 2)
+    assert found.dtype == "float32"
     for number, layer in enumerate(found.layers):
         group = model.config.num_heads // model.config.num_kv_heads
         for head in range(model.config.num_heads):
-            logits, peaks = [], []
+            logits, rows, blocks = [], [], []
             for call in calls[number::2]:
                 q = np.asarray(call["query"], np.float64)[0, :, head]
                 k = np.asarray(call["key"], np.float64)[0, :, head // group]
-                rows = [(q[t] @ k[: t + 1].T) * call["scale"] for t in range(32)]
-                logits += [x for row in rows for x in row]
-                peaks += [row.max() for row in rows]
-            got = [getattr(layer, name)[head] for name in ("low", "high", "row_low", "row_high")]
-            np.testing.assert_allclose(
-                got, [min(logits), max(logits), min(peaks), max(peaks)], atol=1e-4
-            )
-            assert layer.phi[head] == pytest.approx((min(peaks) + max(peaks)) / 2, abs=1e-4)
+                for t in range(96):
+                    row = (q[t] @ k[: t + 1].T) * call["scale"]
+                    logits += list(row)
+                    rows.append(np.log(np.exp(row).sum()))
+                    for i in range(0, t + 1, BLOCK):
+                        blocks.append(np.log(np.exp(row[i : i + BLOCK]).sum()))
+            got = [getattr(layer, name)[head] for name in ("low", "high", "sum_low", "sum_high")]
+            want = [min(logits), max(logits), min(blocks), max(rows)]
+            np.testing.assert_allclose(got, want, atol=1e-4)
+            above, below = 80 * np.log(2) - (want[3] - layer.phi[head]), want[2] - layer.phi[head]
+            assert above == pytest.approx(below + 60 * np.log(2), abs=1e-3)
             assert layer.inside[head] == 1.0
-    assert all(layer.wide_heads == () for layer in found.layers)
+    assert all(layer.wide_heads("bfloat16") == () for layer in found.layers)
 
 
 def test_heads_that_range_too_widely_are_named(model):
     layer = calibrate_softmax(wide(model, 3000.0), IDS, name="wide", window=32).layers[1]
-    assert layer.wide_heads
+    assert layer.wide_heads("float32")
     assert min(layer.inside) < 0.9
-    for head in layer.wide_heads:
-        assert layer.row_high[head] - layer.row_low[head] > 2 * SAFE
+    for head in layer.wide_heads("float32"):
+        assert layer.sum_high[head] - layer.sum_low[head] > 80
 
 
 def test_a_text_shorter_than_the_window(model):
@@ -120,14 +125,29 @@ def test_progress_and_most_tokens(model):
 @pytest.mark.parametrize(
     ("ids", "options", "message"),
     [
-        ([], {}, "at least one token"),
-        (IDS, {"window": 0}, "window must be 1 to 512 tokens; got 0"),
-        (IDS, {"window": 513}, "window must be 1 to 512 tokens; got 513"),
+        ([], {}, "at least 2 tokens; got 0"),
+        ([7], {}, "at least 2 tokens; got 1"),
+        (IDS, {"max_tokens": 1}, "at least 2 tokens; got 1"),
+        (IDS, {"window": 1}, "window must be 2 to 512 tokens; got 1"),
+        (IDS, {"window": 513}, "window must be 2 to 512 tokens; got 513"),
     ],
 )
 def test_bad_arguments(model, ids, options, message):
     with pytest.raises(ValueError, match=message):
         calibrate_softmax(model, ids, name="", **options)
+
+
+def test_a_divided_model_is_refused():
+    model = Decoder(DecoderConfig.tiny(), dtype=jnp.float32, mesh="tensor=1")
+    assert model.parallel is not None
+    with pytest.raises(ValueError, match="needs a model on one device; this one is divided"):
+        calibrate_softmax(model, IDS, name="")
+
+
+def test_layers_that_were_not_seen_are_missed(model, monkeypatch):
+    monkeypatch.setattr("jaxinfer.calibration._statistics", lambda *_: [])
+    with pytest.raises(ValueError, match="only 0 of 2 layers showed their attention"):
+        calibrate_softmax(model, IDS, name="")
 
 
 def test_logits_that_are_not_finite_are_refused(model):
@@ -141,7 +161,7 @@ def test_a_file_holds_all_of_it(found, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["softmax.json"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "layers": [{}]}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "layers": [{}]}'])
 def test_other_files_are_refused(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
@@ -150,8 +170,8 @@ def test_other_files_are_refused(tmp_path, text):
 
 
 def test_the_table_names_wide_heads(found):
-    one = LayerSoftmax(phi=(0.0, 0.0), low=(-3.0, -900.0), high=(2.0, 363.0), row_low=(0.0, -9.0),
-                       row_high=(2.0, 363.0), inside=(1.0, 0.25))  # fmt: skip
+    one = LayerSoftmax(phi=(0.0, 0.0), low=(-3.0, -900.0), high=(2.0, 363.0), sum_low=(0.0, -9.0),
+                       sum_high=(2.0, 363.0), inside=(1.0, 0.25))  # fmt: skip
     lines = table(dataclasses.replace(found, layers=(found.layers[0], one)))
     assert lines[1].endswith("unified")
     assert "-900.0 …   363.0" in lines[2]
@@ -176,8 +196,8 @@ def test_the_command(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--window", "0"), "--window and --max-tokens must be positive"),
-        (("--max-tokens", "-1"), "--window and --max-tokens must be positive"),
+        (("--window", "1"), "--window and --max-tokens must be at least 2"),
+        (("--max-tokens", "1"), "--window and --max-tokens must be at least 2"),
         (("--out", "no/such/folder/x.json"), "no/such/folder is not a folder"),
         (("--text", "missing.txt"), "cannot read missing.txt: No such file"),
     ],
@@ -190,15 +210,24 @@ def test_bad_input_of_the_command(options, message):
 
 
 def test_modes_of_a_model(found, model, tmp_path):
-    assert softmax_modes("online", 3) == ("online",) * 3
-    assert softmax_modes("unified", 2) == ("unified",) * 2
-    one = dataclasses.replace(found.layers[0], row_high=(99.0,) * len(found.layers[0].phi))
+    none = (None,) * 3
+    assert softmax_of_layers("online", 3, "float32") == (("online",) * 3, none)
+    assert softmax_of_layers("unified", 3, "float32") == (("unified",) * 3, none)
+    one = dataclasses.replace(found.layers[0], sum_high=(99.0,) * len(found.layers[0].phi))
     dataclasses.replace(found, layers=(found.layers[0], one)).save(tmp_path / "softmax.json")
-    modes = softmax_modes(tmp_path / "softmax.json", 2)
+    modes, phi = softmax_of_layers(tmp_path / "softmax.json", 2, "bfloat16")
     assert modes == ("unified", "online")
-    other = model.with_softmax(modes)
+    assert phi == (found.layers[0].phi, None)
+    other = model.with_softmax(modes, phi)
     assert [layer.attention.softmax for layer in other.layers] == list(modes)
+    assert [layer.attention.phi for layer in other.layers] == list(phi)
     assert [layer.attention.softmax for layer in model.layers] == ["online"] * 2
+
+
+def test_a_calibration_is_for_dtypes_of_one_range(found, tmp_path):
+    found.save(tmp_path / "softmax.json")
+    with pytest.raises(ValueError, match="is of a model in float32; this one runs in float16"):
+        softmax_of_layers(tmp_path / "softmax.json", 2, jnp.float16)
 
 
 def test_every_layer_gives_its_references_to_the_op(model, monkeypatch):
@@ -220,7 +249,7 @@ def test_every_layer_gives_its_references_to_the_op(model, monkeypatch):
 @pytest.mark.parametrize(
     ("modes", "phi", "message"),
     [
-        (("unified",) * 2, (None,), "phi must have 2 entries; got 1"),
+        (("unified",) * 2, (None,), "phi must have an entry for 2 layers; got 1"),
         (("unified",) * 2, (None, (1.0,)), "phi of layer 1 must be one number for each of"),
         (("online",) * 2, ((1.0,) * 4, None), "phi of layer 0 .* got 4 for softmax='online'"),
     ],
@@ -241,7 +270,7 @@ def test_modes_that_do_not_fit(found, tmp_path, monkeypatch, softmax, layers, me
     monkeypatch.chdir(tmp_path)
     found.save(tmp_path / "softmax.json")
     with pytest.raises(ValueError, match=message):
-        softmax_modes(softmax, layers)
+        softmax_of_layers(softmax, layers, "float32")
 
 
 def test_the_engine_uses_and_counts(model, monkeypatch):
@@ -267,11 +296,25 @@ def test_the_engine_uses_and_counts(model, monkeypatch):
     assert plain.engine.metrics.softmax_fallbacks == 0
 
 
-def test_llm_takes_a_softmax(model, found, tmp_path):
+def test_llm_takes_a_softmax(model, found, tmp_path, monkeypatch):
+    """The references in the file, of every layer and head, are those that the op is called with."""
+    asked, came = [], {}
+
+    def op(*arrays, softmax, phi, **options):
+        jax.debug.callback(functools.partial(came.__setitem__, len(asked)), phi)
+        asked.append(softmax)
+        return decode_attention(*arrays, softmax=softmax, phi=phi, **options)
+
+    monkeypatch.setattr("jaxinfer.models.layers.decode_attention", op)
     found.save(tmp_path / "softmax.json")
     llm = LLM((model, byte_tokenizer(eos_id=None)), softmax=tmp_path / "softmax.json")
     output = llm.generate([[5, 6, 7]], SamplingParams(temperature=0, max_tokens=3))[0]
     assert len(output.outputs[0].token_ids) == 3
+    jax.effects_barrier()
+    assert asked == ["unified"] * 2
+    written = json.loads((tmp_path / "softmax.json").read_text())["layers"]
+    for number, layer in enumerate(written):
+        np.testing.assert_array_equal(came[number], np.float32(layer["phi"]))
     with pytest.raises(ValueError, match="there is no fast"):
         LLM((model, byte_tokenizer(eos_id=None)), softmax="fast")
 

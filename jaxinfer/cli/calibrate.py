@@ -45,15 +45,16 @@ class Calibrate(Output):
     ] = None
     """Use only the first tokens of the text."""
     dtype: Dtype = "auto"
-    """Of weights and cache; auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Of weights and cache, and of the model that will use the result; auto: bfloat16 on a GPU,
+    float32 on a CPU, which serve each other. float16 trusts sums in a narrow range only."""
     json: bool = False
     """Print the result as JSON too."""
 
     def run(self) -> int:
         """Do it; the exit code."""
         text = read_text(self.text)
-        if self.window < 1 or (self.max_tokens is not None and self.max_tokens < 1):
-            raise UsageError("--window and --max-tokens must be positive")
+        if self.window < 2 or (self.max_tokens is not None and self.max_tokens < 2):
+            raise UsageError("--window and --max-tokens must be at least 2")
         if not self.out.parent.is_dir():
             raise UsageError(f"{self.out.parent} is not a folder")
         from jaxinfer.calibration import calibrate_softmax
@@ -77,14 +78,14 @@ class Calibrate(Output):
 
 def table(found: "SoftmaxCalibration") -> list[str]:
     """A line per layer, and the verdict."""
-    lines = ["layer      logits            largest of a row  inside   verdict"]
+    lines = ["layer      logits            logarithms of sums   inside  verdict"]
     for i, layer in enumerate(found.layers):
-        wide = ", ".join(map(str, layer.wide_heads))
+        wide = ", ".join(map(str, layer.wide_heads(found.dtype)))
         verdict = f"online: heads {wide} range too widely" if wide else "unified"
         lines.append(
             f"{i:5d}  {min(layer.low):7.1f} … {max(layer.high):7.1f}"
-            f"  {min(layer.row_low):7.1f} … {max(layer.row_high):7.1f}"
-            f"  {min(layer.inside):6.2%}  {verdict}"
+            f"  {min(layer.sum_low):8.1f} … {max(layer.sum_high):7.1f}"
+            f"  {min(layer.inside):7.2%}  {verdict}"
         )
-    fitting = sum(not layer.wide_heads for layer in found.layers)
+    fitting = sum(not layer.wide_heads(found.dtype) for layer in found.layers)
     return [*lines, f"one reference per head serves {fitting} of {len(found.layers)} layers"]
