@@ -1,11 +1,17 @@
-"""Errors that a caller of the engine can mend."""
+"""Errors of the engine."""
 
-from jaxinfer.models.errors import CheckpointError, ContextLengthError, UnsupportedModelError
+from jaxinfer.models.errors import (
+    CheckpointError,
+    ContextLengthError,
+    NonFiniteScoresError,
+    UnsupportedModelError,
+)
 
 __all__ = [
     "CheckpointError",
     "ContextLengthError",
     "KVCacheFullError",
+    "NonFiniteScoresError",
     "UnsupportedModelError",
 ]
 

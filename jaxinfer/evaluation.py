@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.decoder import Decoder
-from jaxinfer.models.errors import ContextLengthError
+from jaxinfer.models.errors import ContextLengthError, NonFiniteScoresError
 from jaxinfer.models.functions import forward
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
 from jaxinfer.progress import Progress
@@ -124,6 +124,7 @@ def evaluate_perplexity(
     Raises:
         ValueError: a text of fewer than two tokens, or sizes that do not fit together.
         ContextLengthError: a window longer than the model's context.
+        NonFiniteScoresError: the model's scores are NaN or infinite.
     """
     check_sizes(window, stride, batch_size, max_tokens)
     ids = tokenizer.encode(text)
@@ -179,6 +180,7 @@ def token_nll(
         ValueError: fewer than two tokens, a token outside the vocabulary, or sizes that do not
             fit together.
         ContextLengthError: a window longer than the model's context.
+        NonFiniteScoresError: the model's scores are NaN or infinite.
 
     Numerics: hidden states in the model's dtype, logits and log-sum-exp in float32.
 
@@ -213,7 +215,10 @@ def token_nll(
             pending.append(scores)
         scores = np.concatenate(jax.device_get(pending), axis=1)
         for row, w in enumerate(group):
-            result[w.first - 1 : w.end - 1] = scores[row, w.first - 1 - w.begin : w.reads]
+            found = scores[row, w.first - 1 - w.begin : w.reads]
+            if not np.isfinite(found).all():
+                raise NonFiniteScoresError(f"tokens {w.first} to {w.end - 1} of the text")
+            result[w.first - 1 : w.end - 1] = found
         if progress is not None:
             progress("evaluate", group[-1].end - 1, result.size)
     return result

@@ -9,5 +9,20 @@ class UnsupportedModelError(CheckpointError):
     """An architecture or quantisation type is not implemented; the message names those that are."""
 
 
+class NonFiniteScoresError(RuntimeError):
+    """A model's scores are NaN or infinite: its weights are damaged, or its dtype is too narrow."""
+
+    def __init__(self, where: str):
+        """Say where, and what to do.
+
+        Args:
+            where: What was computed, for the message.
+        """
+        super().__init__(
+            f"the model's scores for {where} are not finite (NaN or infinity): its weights are "
+            "damaged, or numbers overflow in its dtype (try float32 or bfloat16)"
+        )
+
+
 class ContextLengthError(ValueError):
     """A prompt, or prompt plus requested tokens, exceeds what the model or the cache holds."""

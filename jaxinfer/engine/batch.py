@@ -58,7 +58,8 @@ class StepResult:
     """What the host needs to know of one call; arrays on the device until fetched.
 
     Attributes:
-        tokens: `[B]` int32 chosen tokens; -1 for rows that took no part.
+        tokens: `[B]` int32 chosen tokens; -1 for rows that took no part, `NOT_FINITE` for those
+            whose scores were no numbers.
         logprobs: Of the chosen tokens, or None.
         prompt_logprobs: `[B, T]` of the targets, or None.
         softmax_fallbacks: int32, how often a unified softmax of this step fell back, over all

@@ -24,6 +24,7 @@ from jaxinfer.engine.logprobs import StepLogprobs, to_dict
 from jaxinfer.engine.metrics import EngineMetrics
 from jaxinfer.engine.request import Request
 from jaxinfer.engine.runner import Runner
+from jaxinfer.engine.sampler import NOT_FINITE
 from jaxinfer.engine.sampling_state import SamplingFlags, logprob_bucket
 from jaxinfer.engine.scheduler import Scheduler
 from jaxinfer.models.decoder import Decoder
@@ -162,6 +163,9 @@ class Engine:
 
     def step(self) -> list[RequestOutput]:
         """Compute a little, and return what is new: per request, only new text and tokens.
+
+        An answer for which the model's scores are NaN or infinite ends with the `finish_reason`
+        `"error"`; others go on.
 
         After any exception, KeyboardInterrupt included, the engine stays usable: what was being
         computed is computed again by the next call.
@@ -354,15 +358,20 @@ class Engine:
         self._in_flight.popleft()
         for result in results:
             if result.softmax_fallbacks is not None:
-                self.metrics.softmax_fallbacks += int(result.softmax_fallbacks)
+                before = self.metrics.softmax_fallbacks or 0
+                self.metrics.softmax_fallbacks = before + int(result.softmax_fallbacks)
             for row, request in enumerate(group.requests):
                 token = int(result.tokens[row])
-                if token >= 0 and not request.finished:
+                if token != -1 and not request.finished:
                     self._take(request, token, result.logprobs, row)
-                elif token >= 0:
+                elif token != -1:
                     self.metrics.wasted_steps += 1
 
     def _take(self, request: Request, token: int, report: StepLogprobs | None, row: int) -> None:
+        if token == NOT_FINITE:  # its row on the device has ended too
+            request.finish("error")
+            self._end(request, stops_itself=True)
+            return
         wanted = request.params.logprobs
         described = None
         if wanted is not None:

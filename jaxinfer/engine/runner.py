@@ -11,7 +11,7 @@ import numpy as np
 from jaxinfer.engine.batch import Chunk, DecodeRow, DecodeState, PrefillInputs, StepResult
 from jaxinfer.engine.buckets import Buckets, round_up
 from jaxinfer.engine.logprobs import prompt_logprobs
-from jaxinfer.engine.sampler import sample
+from jaxinfer.engine.sampler import NOT_FINITE, sample
 from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, sampling_arrays
 from jaxinfer.models.cache import PagedKVCache, empty_pages
 from jaxinfer.models.decoder import Decoder
@@ -198,7 +198,7 @@ class Runner:
         tokens, sampling, logprobs = sample(logits, state.sampling, flags)
         stopped = jnp.any(tokens[:, None] == state.sampling.stop_ids, axis=1)
         budget = state.budget - took_part
-        active = state.active & ~stopped & (budget > 0)
+        active = state.active & ~stopped & (budget > 0) & (tokens != NOT_FINITE)
         state = DecodeState(
             token=tokens,
             active=active,

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int
 from jaxinfer.engine.logprobs import StepLogprobs, step_logprobs
 from jaxinfer.engine.sampling_state import SamplingFlags, SamplingState
 
+NOT_FINITE = -2  # in place of a token: the row's scores are NaN or infinite
+
 
 def sample(
     logits: Float[Array, "B V"], state: SamplingState, flags: SamplingFlags
@@ -24,7 +26,8 @@ def sample(
         flags: Static; what any row needs. Rows that do not need it are unaffected.
 
     Returns:
-        `[B]` int32 tokens, the state after them, and log-probabilities if asked for.
+        `[B]` int32 tokens, the state after them, and log-probabilities if asked for. `NOT_FINITE`
+        stands for a token where the best score is no number, which that of any NaN is not.
     """
     scores = logits
     if flags.penalties:
@@ -32,6 +35,8 @@ def sample(
     if flags.min_tokens:
         scores = forbid_stop(scores, state)
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    # The arg max of a row with a NaN is a NaN: one number per row tells of all.
+    finite = jnp.isfinite(jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0])
     if flags.random:
         greedy = state.temperature == 0
         # From the best one down: a quotient that overflows is then that of a token never drawn.
@@ -47,7 +52,7 @@ def sample(
     if flags.penalties and state.counts is not None:
         rows = jnp.arange(tokens.shape[0])
         state = dataclasses.replace(state, counts=state.counts.at[rows, tokens].add(1))
-    return tokens, state, report
+    return jnp.where(finite, tokens, NOT_FINITE), state, report
 
 
 def penalise(scores: Float[Array, "B V"], state: SamplingState) -> Float[Array, "B V"]:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 
 import gguf
+import jax.numpy as jnp
 import pytest
 
 from jaxinfer import default_model
@@ -348,3 +349,14 @@ def test_errors_of_others_are_named(capsys):
     group = ExceptionGroup("none", [ValueError("a\nb"), ValueError("c")])
     assert "a b; c" in errors.one_line(group)
     assert errors.one_line(FileNotFoundError(2, "No such file", "x.txt")) == "x.txt: No such file"
+
+
+def test_weights_that_are_no_numbers(fails, tmp_path):
+    model = Decoder(DecoderConfig.tiny(), dtype=jnp.float32)
+    model.embed[...] = model.embed[...] * jnp.nan
+    folder = str(tmp_path / "nan")
+    save_orbax(tmp_path / "nan", model, tokenizer=byte_tokenizer(eos_id=None))
+    for command in (["generate", "Hi", "--model", folder],
+                    ["eval", "perplexity", folder, "--text", __file__, "--json"]):  # fmt: skip
+        message = fails(*command, "--max-tokens", "8", code=1)
+        assert "are not finite (NaN or infinity): its weights are damaged" in message

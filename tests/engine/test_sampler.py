@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from jaxinfer.engine.request import request_key
-from jaxinfer.engine.sampler import lowest_kept, sample
+from jaxinfer.engine.sampler import NOT_FINITE, lowest_kept, sample
 from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, sampling_arrays
 from jaxinfer.sampling_params import SamplingParams
 
@@ -303,3 +303,27 @@ def test_keys_are_well_mixed():
     assert len(keys) == 10_000
     first = np.array([key[0] for key in keys], np.float64) / 2**32
     assert stats.kstest(first, "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("flags", [SamplingFlags(), EVERYTHING, SamplingFlags(logprobs=5)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_give_no_token(flags, value):
+    """Wherever in the row; other rows are unaffected."""
+    scores = logits(5)
+    scores[1, 0], scores[2, V - 1], scores[3] = value, value, np.nan
+    rows: list[Row | None] = [
+        row(SamplingParams(temperature=0)),
+        row(SamplingParams(seed=1)),
+        row(SamplingParams(temperature=0)),
+        None,
+        row(SamplingParams(temperature=0)),
+    ]
+    tokens, _ = draw(scores, rows, flags)
+    assert tokens[1:4].tolist() == [NOT_FINITE] * 3
+    assert tokens[[0, 4]].tolist() == scores[[0, 4]].argmax(1).tolist()
+
+
+def test_one_token_that_is_ruled_out_by_the_model_is_no_defect():
+    scores = logits(1)
+    scores[0, 3] = -np.inf
+    assert draw(scores, [row(SamplingParams(temperature=0))])[0][0] == scores[0].argmax()
