@@ -7,7 +7,7 @@ from typing import Literal, TypedDict, Unpack, get_args, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention import config as configs
@@ -57,8 +57,8 @@ def decode_attention(
     query: Float[Array, "B T N H"],
     k_pages: Float[Array, "_ _ _ H"],
     v_pages: Float[Array, "_ _ _ H"],
-    page_table: Int[Array, "B M"] | None,
-    lengths: Int[Array, "B"],
+    page_table: Integer[Array, "B M"] | None,
+    lengths: Integer[Array, "B"],
     *,
     scale: float | None = None,
     local_window_size: int | tuple[int, int] | None = None,
@@ -139,6 +139,8 @@ def decode_attention(
     elif kv_layout not in get_args(KVLayout):
         raise ValueError(f"kv_layout must be one of {get_args(KVLayout)}; got {kv_layout!r}")
     _check(query, k_pages, v_pages, page_table, lengths, logits_softcap, kv_layout)
+    # Positions are differences of lengths: those of a narrow or unsigned type would wrap.
+    page_table, lengths = page_table.astype(jnp.int32), lengths.astype(jnp.int32)
     left_window = _left_window(local_window_size)
     if scale is None:
         scale = query.shape[-1] ** -0.5

@@ -67,7 +67,6 @@ def decode_attention_mosaic(
         groups=num_groups(num_ctas=num_sms * config.ctas_per_sm, num_kv_heads=K),
         scale=scale, left_window=left_window, softcap=logits_softcap, softmax=softmax,
     )  # fmt: skip
-    lengths = lengths.astype(jnp.int32)
     # Rows of one KV head side by side: [B·K, R, H] (free for T = 1).
     rows = query.reshape(B, T, K, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B * K, -1, H)
     rows = jnp.pad(rows, ((0, 0), (0, shape.stride - shape.R), (0, 0))).reshape(-1, H)

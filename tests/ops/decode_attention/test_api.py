@@ -190,3 +190,12 @@ def test_a_jax_that_cannot_lower_the_kernel(h100, monkeypatch):
         decode_attention(**arguments(), implementation="mosaic")
     jax.eval_shape(lambda: decode_attention(**arguments()))
     assert choices()["decode_attention"].implementation == "xla"
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])
+def test_integers_of_any_width(dtype):
+    """Lengths shorter than the query tokens, and window edges before the first key."""
+    given = arguments(T=3, M=4) | {"lengths": jnp.array([1, 40]), "local_window_size": 50}
+    narrow = {name: given[name].astype(dtype) for name in ("page_table", "lengths")}
+    call = functools.partial(decode_attention, return_residual=True, implementation="xla")
+    same_bits(call(**given | narrow), call(**given))
