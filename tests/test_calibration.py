@@ -25,6 +25,7 @@ from jaxinfer.models.functions import forward
 from jaxinfer.models.tokenizer.byte import byte_tokenizer
 from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
+from jaxinfer.pallas_kernels.device import CPU, use_device
 from jaxinfer.pallas_kernels.observe import notify, observe
 from jaxinfer.sampling_params import SamplingParams
 from tests.cli.command import run, write_tiny_model
@@ -293,7 +294,7 @@ def test_the_engine_uses_and_counts(model, monkeypatch):
     assert asked[:2] == ["online", "unified"]
     metrics = llm.engine.metrics
     assert metrics.softmax_fallbacks == metrics.decode_steps == 4
-    assert plain.engine.metrics.softmax_fallbacks == 0
+    assert plain.engine.metrics.softmax_fallbacks is None
 
 
 def test_llm_takes_a_softmax(model, found, tmp_path, monkeypatch):
@@ -317,6 +318,30 @@ def test_llm_takes_a_softmax(model, found, tmp_path, monkeypatch):
         np.testing.assert_array_equal(came[number], np.float32(layer["phi"]))
     with pytest.raises(ValueError, match="there is no fast"):
         LLM((model, byte_tokenizer(eos_id=None)), softmax="fast")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"batch_invariant": True}, "batch_invariant takes it"),
+        ({"implementation": "decode_attention=xla"}, "it was asked for by name"),
+        ({}, "decode_attention[mosaic] does not support device 'cpu'; supported: Hopper GPUs"),
+    ],
+)
+def test_a_unified_softmax_that_is_not_run_is_said_once(model, caplog, options, why):
+    """And nothing is counted that does not happen."""
+    llm = LLM((model, byte_tokenizer(eos_id=None)), softmax="unified", **options)
+    plain = LLM((model, byte_tokenizer(eos_id=None)), **options)
+    params = SamplingParams(temperature=0, max_tokens=3)
+    with caplog.at_level("WARNING", "jaxinfer"), use_device(CPU):
+        plain.generate([[5, 6]], params)
+        assert not caplog.messages
+        for prompts in ([[5, 6]], [[5, 6]] * 3):  # of another shape the second time
+            llm.generate(prompts, params)
+    [message] = caplog.messages
+    assert message.startswith("the unified softmax is not run: xla serves, which is online")
+    assert why in message
+    assert llm.engine.metrics.softmax_fallbacks is None
 
 
 def test_a_softmax_that_does_not_exist_is_refused_before_loading():

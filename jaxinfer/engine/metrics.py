@@ -15,7 +15,7 @@ class EngineMetrics:
         wasted_steps: Row-steps whose token came after the end of its answer.
         preemptions: Requests put back for lack of pages.
         softmax_fallbacks: Pieces of decode attention that a unified softmax could not serve and
-            that were computed again with the online one.
+            that were computed again with the online one. None: no unified softmax has been run.
         compilations_total: Prefills and decode steps compiled, each for a shape or a set of
             sampling features that was new. It stands still once the traffic has shown all it has.
     """
@@ -26,5 +26,5 @@ class EngineMetrics:
     decode_steps: int = 0
     wasted_steps: int = 0
     preemptions: int = 0
-    softmax_fallbacks: int = 0
+    softmax_fallbacks: int | None = None
     compilations_total: int = 0

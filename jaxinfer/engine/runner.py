@@ -16,7 +16,7 @@ from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, sa
 from jaxinfer.models.cache import PagedKVCache, empty_pages
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import forward
-from jaxinfer.pallas_kernels.dispatch import force_all, parse_forced
+from jaxinfer.pallas_kernels.dispatch import choices, force_all, logger, parse_forced
 from jaxinfer.pallas_kernels.observe import observe
 
 Pages = tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]
@@ -59,7 +59,8 @@ class Runner:
         self._weights, self._structure = jax.tree.flatten(model)
         self._num_pages, self._page_size, self._dtype = num_pages, page_size, dtype
         self._buckets = buckets
-        self._forced = parse_forced(implementation)
+        self._forced, self._batch_invariant = parse_forced(implementation), batch_invariant
+        self._warned = False
         if batch_invariant:
             self._forced = (*self._forced, ("xla", "decode_attention"))  # the last one wins
         self._pages: Pages = self._new_pages()
@@ -194,6 +195,8 @@ class Runner:
         found: list[jax.Array] = []
         with observe("decode_attention", lambda *, fallbacks: found.append(fallbacks)):
             hidden, cache = forward(model, state.token[:, None], cache, took_part)
+        if not found:
+            self._warn_of_online(model)
         logits = model.logits(hidden[:, 0])
         tokens, sampling, logprobs = sample(logits, state.sampling, flags)
         stopped = jnp.any(tokens[:, None] == state.sampling.stop_ids, axis=1)
@@ -214,6 +217,20 @@ class Runner:
             softmax_fallbacks=jnp.sum(jnp.stack(found)) if found else None,
         )
         return (cache.k_pages, cache.v_pages), state, result
+
+    def _warn_of_online(self, model: Decoder) -> None:
+        """Say once that a unified softmax is asked for and not run, and why."""
+        wanted = any(layer.attention.softmax == "unified" for layer in model.layers)
+        choice = choices().get("decode_attention")
+        if self._warned or not wanted or choice is None:
+            return
+        self._warned = True
+        name, why = choice.implementation, "it was asked for by name"
+        if self._batch_invariant:
+            why = "batch_invariant takes it"
+        elif choice.passed_over:
+            why = "; ".join(choice.passed_over)
+        logger.warning("the unified softmax is not run: %s serves, which is online (%s)", name, why)
 
     def _prefill_chunk(
         self,

@@ -100,7 +100,7 @@ def decode_attention(
         kv_layout: Order of the axes of pages: `"PKpH"`, `"PpKH"` or `"KPpH"`.
         return_residual: Also return the log-sum-exp of the logits.
         return_fallbacks: Also return how often the unified softmax had to fall back: pieces of
-            a KV head's keys that were computed again, an int32 scalar.
+            a KV head's keys that were computed again, an int32 scalar; 0 where it was not run.
         implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.
         config: Tiling of the Mosaic kernel; default by heuristic.
 
@@ -153,8 +153,9 @@ def decode_attention(
         kv_layout=kv_layout, unified=unified, phi=phi if unified else None,
     )  # fmt: skip
     out, lse, fallbacks = call(implementation=implementation, config=config)
-    if unified:
+    if unified and fallbacks is not None:
         notify(_NAME, fallbacks=fallbacks)
+    fallbacks = jnp.int32(0) if fallbacks is None else fallbacks
     results = [out, *[lse] * return_residual, *[fallbacks] * return_fallbacks]
     return tuple(results) if len(results) > 1 else out
 
@@ -184,7 +185,7 @@ def _dispatch(
         )
 
     def xla():
-        return *decode_attention_xla(*arrays, **options), jnp.int32(0)
+        return *decode_attention_xla(*arrays, **options), None  # online whatever was asked for
 
     candidates = {"mosaic": mosaic, "xla": xla}
     return choose(_NAME, implementation, candidates, configs.PREFERRED)
