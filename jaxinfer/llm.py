@@ -110,11 +110,8 @@ class LLM:
             seed=seed,
         )  # fmt: skip
         decoder, self.tokenizer = load_pair(model, dtype, implementation, progress, mesh)
-        if self.tokenizer is not None and self.tokenizer.vocab_size > decoder.config.vocab_size:
-            raise ValueError(
-                f"tokenizer does not match the model: it has {self.tokenizer.vocab_size} tokens, "
-                f"the model {decoder.config.vocab_size}"
-            )
+        if self.tokenizer is not None:
+            self.tokenizer.check_fits(decoder.config.vocab_size)
         modes, phi = softmax_of_layers(softmax, len(decoder.layers), decoder.embed[...].dtype)
         if any(mode != "online" for mode in modes):
             decoder = decoder.with_softmax(modes, phi)

@@ -319,10 +319,21 @@ class TestRefusals:
         with pytest.raises(ValueError, match="no tokenizer"):
             made.chat([{"role": "user", "content": "a"}])
 
-    def test_a_tokenizer_that_does_not_match(self):
-        small = Decoder(DecoderConfig.tiny(vocab_size=200), dtype=jnp.float32)
-        with pytest.raises(ValueError, match="does not match the model: it has 256 tokens, the mo"):
-            LLM((small, byte_tokenizer()))
+    @pytest.mark.parametrize(
+        ("size", "match"),
+        [
+            (200, "the tokenizer has 256 tokens, the model only 200"),
+            (400, "has only 256 tokens, the model 400: more than padding .* another model's"),
+        ],
+    )
+    def test_a_tokenizer_that_does_not_match(self, size, match):
+        other = Decoder(DecoderConfig.tiny(vocab_size=size), dtype=jnp.float32)
+        with pytest.raises(ValueError, match=match):
+            LLM((other, byte_tokenizer()))
+
+    def test_a_tokenizer_of_a_model_that_pads_its_vocabulary(self):
+        padded = Decoder(DecoderConfig.tiny(vocab_size=320), dtype=jnp.float32)
+        assert LLM((padded, byte_tokenizer()), num_gpu_blocks_override=4).tokenizer is not None
 
     @pytest.mark.parametrize(
         ("fields", "match"),

@@ -48,6 +48,6 @@ class Checkpoint(Protocol):
         """The model's tokenizer.
 
         Raises:
-            CheckpointError: there is none, or it has more tokens than the model.
+            CheckpointError: there is none, or it has more tokens than the model, or far fewer.
         """
         ...

@@ -89,11 +89,10 @@ class GGUFCheckpoint:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in the file; see `Checkpoint.tokenizer`."""
         tokenizer = tokenizer_from_gguf(self._file.metadata, self.path)
-        if tokenizer.vocab_size > self.config.vocab_size:
-            raise CheckpointError(
-                f"{self.path}: the tokenizer has {tokenizer.vocab_size} tokens, "
-                f"the model only {self.config.vocab_size}"
-            )
+        try:
+            tokenizer.check_fits(self.config.vocab_size)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
         return tokenizer
 
 

@@ -117,13 +117,12 @@ class HuggingFaceCheckpoint:
 
 
 def checked_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a directory, refused if it has more tokens than the model."""
+    """The tokenizer of a directory, refused if it cannot be the model's."""
     tokenizer = tokenizer_from_directory(folder)
-    if tokenizer.vocab_size > vocab_size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{vocab_size}"
-        )
+    try:
+        tokenizer.check_fits(vocab_size)
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
     return tokenizer
 
 

@@ -11,6 +11,7 @@ import tokenizers
 
 from jaxinfer.models.tokenizer.chat_template import render_chat
 
+_FEWEST = 3 / 4  # of a model's vocabulary
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -53,6 +54,28 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest token id."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def check_fits(self, vocab_size: int) -> None:
+        """Refuse a tokenizer that cannot be the model's.
+
+        Models round their vocabulary up: 151,936 for the 151,665 tokens of Qwen2.5. Where more than
+        a quarter has no token, the two do not belong together.
+
+        Args:
+            vocab_size: V of the model.
+
+        Raises:
+            ValueError: it has more tokens than the model, or far fewer.
+        """
+        if self.vocab_size > vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.vocab_size} tokens, the model only {vocab_size}"
+            )
+        if self.vocab_size < vocab_size * _FEWEST:
+            raise ValueError(
+                f"the tokenizer has only {self.vocab_size} tokens, the model {vocab_size}: more "
+                "than padding explains, so it is another model's"
+            )
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of a text; names of special tokens in it become those tokens.
