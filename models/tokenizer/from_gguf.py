@@ -61,7 +61,13 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], source: str) -> Tokenizer:
 
     special = dict(filter(None, map(name, ("bos", "eos", "unknown", "padding"))))
     if kind == "gpt2":
-        backend = _byte_level(tokens, get("merges") or [], get("pre", "default"), source)
+        merges = get("merges")
+        if merges is None:  # letter by letter, which no model has seen
+            raise CheckpointError(
+                f"{source}: metadata 'tokenizer.ggml.merges' is missing, which a tokenizer of the "
+                "kind gpt2 needs"
+            )
+        backend = _byte_level(tokens, list(merges), get("pre", "default"), source)
     elif kind == "llama":
         scores = get("scores")
         if scores is None or len(scores) != len(tokens):

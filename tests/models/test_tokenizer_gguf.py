@@ -187,6 +187,7 @@ def test_names_for_the_template():
         (bpe_fields(tokens=["a", "b", "a"]), "holds a token twice"),
         (bpe_fields(token_type=[1, 1]), "262 tokens have 2 types"),
         (bpe_fields(merges=["he"]), "a merge of the tokenizer is not a pair"),
+        (bpe_fields(merges=None), "metadata 'tokenizer.ggml.merges' is missing"),
         (bpe_fields(merges=["he nowhere"]), "damaged tokenizer"),
         (bpe_fields(eos_token_id=262), "eos_token_id is 262 of 262 tokens"),
         (spm_fields(scores=None), "no score for every token"),
