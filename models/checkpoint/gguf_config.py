@@ -48,6 +48,12 @@ def _build(file: GGUFFile) -> DecoderConfig:
 
     hidden, heads = int(need("embedding_length")), int(need("attention.head_count"))
     layers = int(need("block_count"))
+    there = len({name.split(".")[1] for name in file.tensors if name.startswith("blk.")})
+    if layers != there:  # before anything is made for each
+        raise CheckpointError(
+            f"metadata {f'{arch}.block_count'!r} is {layers}, but the file holds tensors of "
+            f"{there} blocks"
+        )
     embed = file.tensors.get("token_embd.weight")
     if embed is None:
         raise CheckpointError("tensor token_embd.weight is missing")

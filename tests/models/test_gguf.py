@@ -245,6 +245,16 @@ class TestDamage:
         with pytest.raises(CheckpointError, match=r"model\.gguf: "):
             load_model(open_checkpoint(path))
 
+    @pytest.mark.parametrize("count", [1, 2**31])
+    @pytest.mark.parametrize("name", ["llama", "gemma3"])
+    def test_layers_that_are_not_there(self, name, count, tmp_path):
+        """Before anything is made for each of them."""
+        path = write_model(tmp_path / "model.gguf", name, fields={"block_count": count})
+        there = CONFIGS[name].num_layers
+        self.refused(
+            path, f"'{name}.block_count' is {count}, but the file holds tensors of {there} blocks"
+        )
+
     @pytest.mark.parametrize(
         "field",
         ["context_length", "embedding_length", "block_count", "feed_forward_length",
