@@ -28,7 +28,8 @@ def attention_flash_attn3(
     """Attend with FlashAttention-3; shapes and meaning as in `api.attention`.
 
     Raises:
-        NotSupported: no Hopper GPU, the package absent, lengths, offsets or soft cap.
+        NotSupported: no Hopper GPU, the package absent or of a version without what gives the
+            residual, lengths, offsets or soft cap.
     """
     if not device.is_hopper:
         raise _refuse(f"device {device.name!r}", "Hopper GPUs")
@@ -60,7 +61,11 @@ def attention_flash_attn3(
         )  # fmt: skip
         return out, None
     # The package exports only the function that is differentiable, and that drops the lse.
-    from flash_attn3_jax.flash import _flash_mha_fwd  # pyright: ignore[reportMissingImports]
-
+    try:
+        from flash_attn3_jax.flash import _flash_mha_fwd  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise _refuse(
+            "return_residual=True with another version of flash-attn3-jax", "version 0.2.3"
+        ) from None
     out, lse = _flash_mha_fwd(query, key, value, scale, visibility.is_causal, window)
     return out, lse.transpose(0, 2, 1)  # [B, N, T] there

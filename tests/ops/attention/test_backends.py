@@ -184,6 +184,15 @@ def test_an_absent_package_is_named(monkeypatch, name):
         adapt(name, SMALL, inputs(make_inputs, SMALL, 7))
 
 
+def test_versions_without_the_residual_name_those_that_have_it(monkeypatch):
+    """It comes from a private function."""
+    install(monkeypatch, "flash_attn3_jax", flash_mha=flash_mha)
+    for inner in (types.SimpleNamespace(), None):  # the module lacks the function, or is missing
+        monkeypatch.setitem(sys.modules, "flash_attn3_jax.flash", inner)
+        with pytest.raises(NotSupported, match=r"return_residual=True .* supported: version 0\.2"):
+            adapt("flash_attn3", SMALL, inputs(make_inputs, SMALL, 7), return_residual=True)
+
+
 def install(monkeypatch, module, **functions) -> None:
     """Make a package importable that holds only `functions`."""
     monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**functions))
