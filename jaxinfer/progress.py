@@ -61,7 +61,13 @@ class Reporter:
 
     @contextlib.contextmanager
     def task(
-        self, title: str, *, unit: str = "", quiet: bool = False, foresee: bool = False
+        self,
+        title: str,
+        *,
+        unit: str = "",
+        quiet: bool = False,
+        foresee: bool = False,
+        late: bool = False,
     ) -> Iterator[Progress]:
         """Report one task; call the result with (name, done, total).
 
@@ -70,16 +76,18 @@ class Reporter:
             unit: What is counted; `"bytes"` are shown in MB.
             quiet: Write no line if the task ends within two seconds (not on a terminal).
             foresee: Show how long the rest will take, if units take equally long.
+            late: Show nothing before the first call, and nothing at all if there is none.
         """
         if not self.enabled:
             yield _ignore
         elif self.draws:
-            with self._bar(title, unit, foresee) as progress:
+            with self._bar(title, unit, foresee, late) as progress:
                 yield progress
         else:
             lines = _Lines(self.stream, title, unit, foresee)
             yield lines
-            lines.finish(quiet=quiet)
+            if lines.called or not late:
+                lines.finish(quiet=quiet)
 
     def note(self, text: str) -> None:
         """Write a line, unless reporting is off."""
@@ -87,7 +95,7 @@ class Reporter:
             print(text, file=self.stream, flush=True)
 
     @contextlib.contextmanager
-    def _bar(self, title: str, unit: str, foresee: bool) -> Iterator[Progress]:
+    def _bar(self, title: str, unit: str, foresee: bool, late: bool) -> Iterator[Progress]:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -113,10 +121,14 @@ class Reporter:
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), *counts]
         console = Console(file=cast("IO[str]", self.stream))
         bars = Bars(*columns, console=console, transient=True)
-        with bars:
+        with contextlib.ExitStack() as shown:
             task = bars.add_task(title, total=None)
+            if not late:
+                shown.enter_context(bars)
 
             def progress(name: str, done: int, total: int) -> None:
+                if not bars.live.is_started:
+                    shown.enter_context(bars)
                 bars.update(task, completed=done, total=total or None)
 
             yield progress
@@ -128,9 +140,10 @@ class _Lines:
         self._foresee = foresee
         self._start = self._last = time.monotonic()
         self._done = 0
+        self.called = False
 
     def __call__(self, name: str, done: int, total: int) -> None:
-        self._done = done
+        self._done, self.called = done, True
         now = time.monotonic()
         if now - self._last < _LINE_EVERY_S or (total and done >= total):
             return

@@ -3,6 +3,8 @@
 An exception that is raised while modules are imported may come out as an ImportError or not at all,
 and one that is raised in a finaliser or a callback of the garbage collector goes to
 `sys.unraisablehook`, and that was all.
+
+SIGTERM ends a process as ever, except while it has a child to end first.
 """
 
 import _thread
@@ -14,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 _AGAIN_S, _LONGEST_S = 0.02, 5.0
 
@@ -43,6 +46,42 @@ def work_begins() -> None:
         interrupt = _Interrupt()
         signal.signal(signal.SIGINT, interrupt)
         sys.unraisablehook = interrupt.lost
+
+
+def leave(code: int) -> NoReturn:
+    """End the process without what Python does at exit, once everything is cleaned up.
+
+    A computation that was interrupted goes on in threads of XLA. Python would wait for it, or end
+    under its feet, and the process with it ("terminate called without an active exception").
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def ended_cleanly() -> Iterator[None]:
+    """Inside, SIGTERM raises SystemExit (143), so that children and scratch folders go too.
+
+    Nothing changes outside of the main thread, and where SIGTERM is ignored or someone else's.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del frame
+    signal.signal(number, signal.SIG_IGN)  # one is enough: the cleaning must come to its end
+    print("error: terminated", file=sys.stderr, flush=True)
+    raise SystemExit(128 + number)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

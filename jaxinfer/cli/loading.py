@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 
 def fetch(name: str, reporter: Reporter) -> Path:
     """A model's files, downloaded if need be; see `hub.resolve_model`."""
-    from jaxinfer.hub import resolve_model
+    from jaxinfer.hub import DEFAULT, resolve_model
 
     interrupts.work_begins()
-    with reporter.task("download", unit="bytes", quiet=True) as progress:
+    with contextlib.ExitStack() as inside:
+        if name == DEFAULT:  # pip runs; huggingface-hub has threads instead, which go by themselves
+            inside.enter_context(interrupts.ended_cleanly())
+        progress = inside.enter_context(
+            reporter.task("download", unit="bytes", quiet=True, late=True)
+        )
         return resolve_model(name, progress)
 
 

@@ -14,11 +14,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Default: those of the process.
 
     Returns:
-        0; 2 for wrong arguments and bad input; 1 for other failures; 130 after Ctrl-C.
+        0; 2 for wrong arguments and bad input; 1 for other failures; 130 after Ctrl-C; 143 where
+        SIGTERM ended a download.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     with interrupts.handled():
-        return _run(arguments)
+        code = _run(given)
+    if arguments is None and code == errors.INTERRUPTED:
+        interrupts.leave(code)
+    return code
 
 
 def _run(arguments: list[str]) -> int:

@@ -82,7 +82,7 @@ class Tune(Output):
         from jaxinfer.autotune.tune import Plan
 
         interrupts.work_begins()
-        with reporter.task("download", unit="bytes", quiet=True) as progress:
+        with reporter.task("download", unit="bytes", quiet=True, late=True) as progress:
             config = model_config(self.model, progress)
         plan = Plan.of(products(config, name=self.model, dtype=self.dtype), device)
         for spec in plan.refused:

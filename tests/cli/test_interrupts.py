@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from jaxinfer.cli import interrupts
-from tests.cli.command import REPOSITORY
+from tests.cli.command import REPOSITORY, command, write_tiny_model
 
 
 @pytest.fixture
@@ -140,3 +141,60 @@ def test_who_ignores_it_is_left_alone(handler):
             assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("task", [("eval", "perplexity"), ("calibrate", "softmax")])
+def test_while_a_text_is_computed(task, tmp_path):
+    """XLA's threads are at it; the process must not wait for them, nor die of them."""
+    sizes = {"hidden_size": 256, "num_layers": 12, "max_position_embeddings": 4096}
+    model = str(write_tiny_model(tmp_path / "m", **sizes))
+    text = tmp_path / "text"
+    text.write_text("some words and " * 40_000)
+    process = subprocess.Popen(
+        command(*task, model, "--text", str(text), "--window", "4096", "--progress", "plain",
+                *(("--out", str(tmp_path / "out")) if task[0] == "calibrate" else ())),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("load: ")
+    time.sleep(4)  # compilation takes less, a window longer
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (out, err.splitlines()[-1]) == ("", "error: interrupted")
+    assert process.returncode == 130
+
+
+_PIP = """
+import os, pathlib, sys, time
+pathlib.Path(os.environ["TMPDIR"], "part").write_text("half")
+pathlib.Path(os.environ["PID_FILE"]).write_text(str(os.getpid()))
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_download_leaves_nothing(tmp_path, number):
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(_PIP)
+    started, cache = tmp_path / "pid", tmp_path / "cache"
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)]),
+                   "JAXINFER_CACHE": str(cache), "PID_FILE": str(started)}  # fmt: skip
+    process = subprocess.Popen(
+        command("generate", "Hi"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | environment,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not (started.exists() and started.read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (out, err.splitlines()[-1]) == ("", f"error: {_SAID[number]}")
+    assert process.returncode == 128 + number
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+    assert list((cache / "models").iterdir()) == []
+
+
+_SAID = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}

@@ -52,6 +52,23 @@ def test_a_bar_that_foresees_the_end():
     assert "left" in stream.getvalue()
 
 
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+def test_a_late_task_that_has_nothing_to_do_shows_nothing(stream, monkeypatch):
+    clock = iter([0.0, 9.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with Reporter(stream).task("download", unit="bytes", late=True):
+        pass
+    assert stream.getvalue() == ""
+
+
+def test_a_late_bar_appears_with_the_first_step():
+    stream = Terminal()
+    with Reporter(stream).task("download", unit="bytes", late=True) as step:
+        assert stream.getvalue() == ""
+        step("model", 1, 2)
+    assert "download" in stream.getvalue()
+
+
 def test_a_quick_quiet_task_says_nothing():
     stream = io.StringIO()
     with Reporter(stream).task("compile", quiet=True) as step:
