@@ -47,7 +47,7 @@ class Reporter:
         """Choose where and how to report.
 
         Args:
-            stream: Default: standard error.
+            stream: Default: standard error; where that is closed, nothing is shown.
             mode: `"auto"`, `"plain"` (lines even on a terminal) or `"off"`.
 
         Raises:
@@ -56,8 +56,8 @@ class Reporter:
         if mode not in ("auto", "plain", "off"):
             raise ValueError(f"progress must be auto, plain or off; got {mode!r}")
         self.stream: Stream = sys.stderr if stream is None else stream
-        self.enabled = mode != "off"
-        self.draws = mode == "auto" and self.stream.isatty()
+        self.enabled = mode != "off" and self.stream is not None
+        self.draws = self.enabled and mode == "auto" and self.stream.isatty()
 
     @contextlib.contextmanager
     def task(

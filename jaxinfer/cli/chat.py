@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxinfer.cli import streams
 from jaxinfer.cli.answer import Answer, stream_answer
 from jaxinfer.cli.errors import UsageError, one_line
 from jaxinfer.cli.loading import open_model, start_engine
@@ -49,6 +50,7 @@ class Chat(Output):
     def run(self) -> int:
         """Talk until the end of input; the exit code."""
         # Wrong values are found before anything is downloaded.
+        streams.check_stdin()
         self.sampling.params({})
         self.model.check()
         reporter = self.reporter()

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from jaxinfer.cli import streams
 from jaxinfer.cli.errors import UsageError
 from jaxinfer.cli.loading import load_weights, open_model
 from jaxinfer.cli.options import Dtype, Mesh, Output, check_mesh
@@ -103,7 +103,7 @@ def read_text(name: str) -> str:
         UsageError: the file is missing, unreadable, empty or not UTF-8.
     """
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        data = streams.read_stdin() if name == "-" else Path(name).read_bytes()
         text = data.decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start})") from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from jaxinfer.cli import plan
+from jaxinfer.cli import plan, streams
 from jaxinfer.cli.answer import Answer, stream_answer
 from jaxinfer.cli.errors import UsageError
 from jaxinfer.cli.loading import open_model, start_engine
@@ -138,13 +138,13 @@ class Generate(Output):
             "token_ids": list(completion.token_ids),
             "prompt_tokens": len(output.prompt_token_ids),
         }
-        print(json.dumps(values, ensure_ascii=False))
+        print(json.dumps(values, ensure_ascii=not streams.stdout_is_unicode()))
 
 
 def _read_stdin() -> str:
     try:
         # Without the line end that echo and editors put there, as $(…) does.
-        return sys.stdin.buffer.read().decode().removesuffix("\n")
+        return streams.read_stdin().decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input is not UTF-8 text (byte {error.start})") from None
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 # Nothing that takes long: Ctrl-C is handled from `main` on.
-from jaxinfer.cli import errors, interrupts
+from jaxinfer.cli import errors, interrupts, streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
+        streams.prepare()
         if arguments == ["--version"]:
             import importlib.metadata
 
@@ -34,7 +35,9 @@ def _run(arguments: list[str]) -> int:
             return 0
         from jaxinfer.cli.commands import parse
 
-        return parse(arguments or ["--help"]).run()
+        code = parse(arguments or ["--help"]).run()
+        streams.finish()
+        return code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except BrokenPipeError:
