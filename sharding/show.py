@@ -7,7 +7,9 @@ python -m jaxinfer.sharding.show --published
 """
 
 import argparse
+import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -138,9 +140,13 @@ def _predict(options: argparse.Namespace) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status, 2 for an argument that does not fit."""
+    """Run the command; returns the exit status: 2 for what does not fit, 1 if nobody reads on."""
     try:
-        print(render(parser().parse_args(arguments)))
+        print(render(parser().parse_args(arguments)), flush=True)
+    except BrokenPipeError:  # as of `| head`; Python would complain at its end
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

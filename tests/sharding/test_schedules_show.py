@@ -163,3 +163,9 @@ def test_names_are_found_when_they_are_used():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "True"
     assert "has no attribute 'ringattention'" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error():
+    line = f"{sys.executable} -m jaxinfer.sharding.show --ranks 64 | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")
