@@ -17,6 +17,7 @@ from jaxinfer.calibration import (
     softmax_of_layers,
 )
 from jaxinfer.cli.calibrate import table
+from jaxinfer.cli.main import main
 from jaxinfer.llm import LLM
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
@@ -350,3 +351,9 @@ def test_a_softmax_that_does_not_exist_is_refused_before_loading():
     assert done.stderr.splitlines() == [
         "error: softmax must be online, unified or a calibration; there is no fast"
     ]
+
+
+def test_a_folder_is_no_file_for_the_result(tmp_path, capsys):
+    arguments = ["calibrate", "softmax", "/absent", "--text", __file__, "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} is a folder: name a file\n"

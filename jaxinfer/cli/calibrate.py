@@ -55,6 +55,8 @@ class Calibrate(Output):
         text = read_text(self.text)
         if self.window < 2 or (self.max_tokens is not None and self.max_tokens < 2):
             raise UsageError("--window and --max-tokens must be at least 2")
+        if self.out.is_dir():
+            raise UsageError(f"{self.out} is a folder: name a file")
         if not self.out.parent.is_dir():
             raise UsageError(f"{self.out.parent} is not a folder")
         from jaxinfer.calibration import calibrate_softmax
