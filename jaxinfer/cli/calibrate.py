@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -30,8 +30,6 @@ class Calibrate(Output):
     whose logits range too widely are named, and their layers keep the running maximum.
     """
 
-    task: Positional[Literal["softmax"]]
-    """What to calibrate."""
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """GGUF file, model directory, Hugging Face Hub id, or "default"."""
     text: Annotated[str, arg(metavar="FILE")]
@@ -44,9 +42,14 @@ class Calibrate(Output):
         int | None, arg(metavar="INT", help_behavior_hint="(default: the whole text)")
     ] = None
     """Use only the first tokens of the text."""
-    dtype: Dtype = "auto"
-    """Of weights and cache, and of the model that will use the result; auto: bfloat16 on a GPU,
-    float32 on a CPU, which serve each other. float16 trusts sums in a narrow range only."""
+    dtype: Annotated[
+        Dtype,
+        arg(
+            help="Of weights and cache, and of the model that will use the result; auto: bfloat16 "
+            "on a GPU, float32 on a CPU, which serve each other. float16 trusts sums in a narrow "
+            "range only.",
+        ),
+    ] = "auto"
     json: bool = False
     """Print the result as JSON too."""
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
@@ -27,8 +27,6 @@ class Eval(Output):
     not grow with the text.
     """
 
-    task: Positional[Literal["perplexity"]]
-    """What to measure."""
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """GGUF file, model directory, Hugging Face Hub id, or "default"."""
     text: Annotated[str, arg(metavar="FILE")]

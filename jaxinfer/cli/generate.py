@@ -41,11 +41,13 @@ class Generate(Output):
     """
 
     prompts: Annotated[
-        Positional[tuple[str, ...]], arg(metavar="PROMPT", help_behavior_hint="")
+        Positional[tuple[str, ...]], arg(metavar="PROMPT...", help_behavior_hint="")
     ] = ()
     """Prompts; - reads one from standard input."""
-    chat: bool = False
-    """Ask in the model's chat format (default where the model has one)."""
+    chat: Annotated[
+        bool, arg(help_behavior_hint="(default: for models that have one, not with --raw)")
+    ] = False
+    """Ask in the model's chat format."""
     raw: bool = False
     """Continue the prompt as plain text."""
     system: str = ""

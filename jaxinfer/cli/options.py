@@ -1,6 +1,7 @@
 """Options that several commands share, and how they become arguments of the library.
 
-Field docstrings are the help texts. Nothing here imports jax: `--help` must be quick.
+Field docstrings of one line are the help texts (of longer ones tyro would keep the line breaks).
+Nothing here imports jax: `--help` must be quick.
 """
 
 import dataclasses
@@ -56,16 +57,24 @@ class Model:
     ] = None
     """Pages of the KV cache, 64 tokens each."""
     implementation: Annotated[
-        str | None, arg(metavar="STR", help_behavior_hint="(default: the best, see jaxinfer info)")
+        str | None,
+        arg(
+            metavar="STR",
+            help_behavior_hint="(default: the best, see jaxinfer info)",
+            help="Make every op that has it use this implementation: xla, or cudnn on a GPU; or "
+            "name ops, as in matmul=xla,decode_attention=xla, to see what each is worth.",
+        ),
     ] = None
-    """Make every op that has it use this implementation: xla, or cudnn on a GPU; or name ops, as in
-    matmul=xla,decode_attention=xla, to see what each is worth."""
     softmax: str = "online"
     """Of decode attention: online, unified, or a file of jaxinfer calibrate softmax."""
-    mesh: Mesh = None
-    """Devices that share the work, as tensor=2: parts of one model; or seq=4: parts of every
-    prompt and of its cache; or data=2: copies of the model, each for requests of its own; or
-    several of these, as data=1,seq=4,tensor=2."""
+    mesh: Annotated[
+        Mesh,
+        arg(
+            help="Devices that share the work, as tensor=2: parts of one model; or seq=4: parts of "
+            "every prompt and of its cache; or data=2: copies of the model, each for requests of "
+            "its own; or several of these, as data=1,seq=4,tensor=2.",
+        ),
+    ] = None
 
     def check(self) -> None:
         """Refuse sizes that suit no model, a mesh and a softmax, before one is fetched.

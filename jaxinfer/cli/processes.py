@@ -22,9 +22,14 @@ _LAUNCHER = "(default: the launcher's)"
 class Processes:
     """Which processes compute together."""
 
-    distributed: bool = False
-    """Compute together with the other processes that run this command, on all their devices; under
-    Slurm, Open MPI or Kubernetes they find each other. Process 0 has the prompts and the answer."""
+    distributed: Annotated[
+        bool,
+        arg(
+            help="Compute together with the other processes that run this command, on all their "
+            "devices; under Slurm, Open MPI or Kubernetes they find each other. Process 0 has the "
+            "prompts and the answer.",
+        ),
+    ] = False
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint=_LAUNCHER)] = (
         None
     )

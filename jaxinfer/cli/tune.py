@@ -34,16 +34,26 @@ class Tune(Output):
     measured. Ctrl-C keeps what there is.
     """
 
-    model: Annotated[Positional[str], arg(metavar="MODEL")]
-    """GGUF file, model directory, Hugging Face Hub id, "default", "llama-3-8b" or "llama-2-7b".
-    Only its shape is used; of a repository on the Hub, config.json alone is fetched."""
+    model: Annotated[
+        Positional[str],
+        arg(
+            metavar="MODEL",
+            help='GGUF file, model directory, Hugging Face Hub id, "default", "llama-3-8b" or '
+            '"llama-2-7b". Only its shape is used; of a repository on the Hub, config.json alone '
+            "is fetched.",
+        ),
+    ]
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
     """Of weights and tokens; what is chosen holds for both."""
     out: Annotated[
-        Path | None, arg(metavar="DIR", help_behavior_hint="(default: where it is read)")
+        Path | None,
+        arg(
+            metavar="DIR",
+            help_behavior_hint="(default: where it is read)",
+            help="Folder for the tuning data. It is read from $JAXINFER_TUNING, else from tuning "
+            "in the cache folder.",
+        ),
     ] = None
-    """Folder for the tuning data. It is read from $JAXINFER_TUNING, else from tuning in the cache
-    folder."""
     json: bool = False
     """Print one JSON object."""
 

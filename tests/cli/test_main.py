@@ -1,7 +1,9 @@
 """The command as a whole: help, start-up, exit codes, output that is not a terminal."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +26,35 @@ def test_help_has_examples_and_every_option(name, capsys):
     assert "Examples:\n  jaxinfer" in out
     assert "--debug" in out
     assert "{None}" not in out
+
+
+@pytest.mark.parametrize("command", [("eval", "perplexity"), ("calibrate", "softmax")])
+def test_usage_of_commands_of_two_words(command, capsys):
+    assert main([*command, "--help"]) == 0
+    whole = capsys.readouterr().out
+    options = f"[{command[1].upper()} OPTIONS]"
+    assert whole.startswith(
+        f"usage: jaxinfer {' '.join(command)} [-h] {options} MODEL --text FILE\n"
+    )
+    assert main([command[0], "--help"]) == 0
+    assert capsys.readouterr().out == whole
+    for rest, came in (([], ""), (["MODEL"], "; got 'MODEL'")):
+        assert main([command[0], *rest]) == 2
+        said = f"error: {command[0]} needs {command[1]} as its next word{came} (see jaxinfer"
+        assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_is_filled(name, capsys, monkeypatch):
+    """A line ends where the next word would not fit, or an option's text ends."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([name, "--help"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    for line, following in itertools.pairwise(lines):
+        text, word = line.strip("│").rstrip(), following.strip("│ ").split(" ")[0]
+        continues = following.startswith("│       ") and line.startswith("│       ")
+        if continues and not re.search(r"[,=]", word):
+            assert len(text) + 1 + len(word) >= 77, text
 
 
 def test_help_lists_commands(capsys):
