@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxinfer.calibration import softmax_of_layers
+from jaxinfer.engine.admission import plain_tokens
 from jaxinfer.engine.config import check_sizes
 from jaxinfer.engine.delivery import merge
 from jaxinfer.engine.engine import Engine
@@ -99,7 +100,8 @@ class LLM:
             KVCacheFullError: no memory is left for the cache.
             ValueError: a size, dtype, mesh or implementation that does not exist here, or a
                 negative seed.
-            TypeError: a model that is neither a name, a path nor a pair.
+            TypeError: a model that is neither a name, a path nor a pair, or a size that is no
+                integer.
         """
         # Before anything is fetched or read.
         check_sizes(
@@ -168,7 +170,11 @@ class LLM:
 
         After an error nothing of this call is generated; after an interrupt nothing of it goes on.
         """
-        batch = [self._encode(prompt) for prompt in _as_batch(prompts)]
+        several = _as_batch(prompts)
+        names = [f"prompts[{i}]" for i in range(len(several))]
+        if len(several) == 1 and several[0] is prompts:
+            names = ["prompts"]
+        batch = [self._encode(prompt, name) for prompt, name in zip(several, names, strict=True)]
         params = _one_each(sampling_params, len(batch))
         for (_, ids), param in zip(batch, params, strict=True):
             self._requests.check_request(ids, param)
@@ -247,7 +253,7 @@ class LLM:
             NonFiniteScoresError: as in `generate`, at the piece that would hold the token.
         """
         [params] = _one_each(sampling_params, 1)
-        text, ids = self._encode(prompt)
+        text, ids = self._encode(prompt, "prompt")
         self._requests.check_request(ids, params)
         return self._stream(text, ids, params)
 
@@ -269,10 +275,16 @@ class LLM:
             if not ends():
                 self._requests.forget([ticket])
 
-    def _encode(self, prompt: Prompt) -> tuple[str | None, Sequence[int]]:
-        """A prompt's text, if it is one, and its tokens."""
+    def _encode(self, prompt: Prompt, name: str) -> tuple[str | None, Sequence[int]]:
+        """A prompt's text, if it is one, and its tokens; `name` is for messages."""
         if not isinstance(prompt, str):
-            return None, prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+            try:
+                given = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
+                return None, plain_tokens(given)
+            except TypeError:
+                raise TypeError(
+                    f"{name} must be text or a list of token ids (integers); got {prompt!r:.80}"
+                ) from None
         if not prompt:
             raise ValueError("prompt is empty; give at least one character")
         return prompt, self._tokenizer().encode(prompt)
@@ -297,7 +309,7 @@ def _next(inbox: Inbox) -> RequestOutput:
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Sequence | np.ndarray):
+    if not isinstance(prompts, Sequence | np.ndarray) or isinstance(prompts, bytes | bytearray):
         raise TypeError(f"prompts must be text, token ids or a list of either; got {prompts!r:.80}")
     if len(prompts) and all(isinstance(item, int | np.integer) for item in prompts):
         return [cast("Sequence[int]", prompts)]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 import threading
 from collections.abc import Iterable
 
@@ -292,8 +293,29 @@ class TestRefusals:
         ids=repr,
     )  # fmt: skip
     def test_prompts_of_a_wrong_type(self, made, prompts):
-        with pytest.raises(TypeError, match=r"must be (text, token ids|a list of token ids)"):
+        with pytest.raises(
+            TypeError,
+            match=r"prompts(\[0\])? must be (text, token ids|text or a list of token ids)",
+        ):
             made.generate(prompts, GREEDY)
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize("prompt", [3, None, b"abc", ["a", "b"], [1.5]], ids=repr)
+    def test_a_stream_of_a_wrong_type(self, made, prompt):
+        message = f"prompt must be text or a list of token ids (integers); got {prompt!r}"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            made.stream(prompt)
+
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize(
+        ("name", "value", "what"),
+        [("max_model_len", "100", "an integer"), ("max_model_len", 100.5, "an integer"),
+         ("max_num_seqs", True, "an integer"), ("block_size", "64", "an integer"),
+         ("seed", 1.0, "an integer"), ("gpu_memory_utilization", "0.9", "a number")],
+    )  # fmt: skip
+    def test_sizes_of_a_wrong_type(self, name, value, what):
+        with pytest.raises(TypeError, match=f"^{name} must be {what}; got {value!r}$"):
+            LLM((decoder(), None), **{name: value})
 
     @pytest.mark.usefixtures("unchecked")
     @pytest.mark.parametrize("params", [{"temperature": 0}, 7, [{"temperature": 0}], "greedy"])

@@ -29,7 +29,7 @@ class Admission:
 
     def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> list[int]:
         """The prompt's tokens as plain integers; errors as in `Engine.add_request`."""
-        ids = _plain(prompt_token_ids)
+        ids = plain_tokens(prompt_token_ids)
         if not ids:
             raise ValueError("prompt is empty; give at least one token")
         for token in (min(ids), max(ids), *(params.stop_token_ids or ())):
@@ -105,7 +105,12 @@ class Admission:
         )
 
 
-def _plain(prompt_token_ids: Sequence[int]) -> list[int]:
+def plain_tokens(prompt_token_ids: Sequence[int]) -> list[int]:
+    """Tokens as plain integers.
+
+    Raises:
+        TypeError: they are none.
+    """
     # Python takes bytes for lists of integers, and truth values for 0 and 1; people mean neither.
     if isinstance(prompt_token_ids, bytes | bytearray | memoryview):
         raise _no_tokens(prompt_token_ids)

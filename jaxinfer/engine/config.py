@@ -1,6 +1,7 @@
 """Sizes of an engine."""
 
 import dataclasses
+from numbers import Integral, Real
 from typing import Any
 
 from jaxinfer.engine.buckets import Buckets
@@ -72,7 +73,19 @@ def check_sizes(
     Raises:
         ValueError: a size that is not positive or does not exist, a share of memory outside of
             (0, 1], a negative seed.
+        TypeError: a size or seed that is no integer, a share that is no number.
     """
+    asked = {
+        "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
+        "max_num_batched_tokens": max_num_batched_tokens, "steps_per_sync": steps_per_sync,
+        "num_gpu_blocks_override": num_gpu_blocks_override,
+    }  # fmt: skip
+    for name, value in (asked | {"seed": seed, "block_size": block_size}).items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise TypeError(f"{name} must be an integer; got {value!r}")
+    share = gpu_memory_utilization
+    if share is not None and (isinstance(share, bool) or not isinstance(share, Real)):
+        raise TypeError(f"gpu_memory_utilization must be a number; got {share!r}")
     if seed is not None and seed < 0:
         raise ValueError(f"seed must not be negative; got {seed}")
     if gpu_memory_utilization is not None and not 0 < gpu_memory_utilization <= 1:
@@ -80,11 +93,6 @@ def check_sizes(
             f"gpu_memory_utilization must be more than 0 and at most 1; "
             f"got {gpu_memory_utilization}"
         )
-    asked = {
-        "max_model_len": max_model_len, "max_num_seqs": max_num_seqs,
-        "max_num_batched_tokens": max_num_batched_tokens, "steps_per_sync": steps_per_sync,
-        "num_gpu_blocks_override": num_gpu_blocks_override,
-    }  # fmt: skip
     for name, value in asked.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be positive; got {value}")
