@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.models.cache import PagedKVCache
+from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.errors import ContextLengthError, NonFiniteScoresError
 from jaxinfer.models.functions import forward
@@ -188,7 +189,7 @@ def token_nll(
     most 64 MiB of logits (16 rows where a vocabulary is larger than that).
     """
     ids = np.asarray(token_ids, np.int32)
-    _check(model, ids, window, stride, batch_size)
+    check_input(model.config, ids, window, stride, batch_size)
     every = [_Window(*w) for w in windows(len(ids), window=window, stride=stride)]
     length = max(w.reads for w in every)
     rows = _logit_rows(model.config.vocab_size, min(length, _CHUNK))
@@ -293,14 +294,26 @@ def check_sizes(
         )
 
 
-def _check(model: Decoder, ids: np.ndarray, window: int, stride: int, batch_size: int) -> None:
+def check_input(
+    config: DecoderConfig,
+    token_ids: Sequence[int] | np.ndarray,
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 1,
+) -> None:
+    """Refuse what does not suit a model, which need not be loaded for it.
+
+    Raises:
+        ValueError, ContextLengthError: as `token_nll` does.
+    """
+    ids = np.asarray(token_ids, np.int32)
     if ids.size < 2:
         raise ValueError(f"perplexity needs a text of at least two tokens; got {ids.size}")
     check_sizes(window, stride, batch_size)
-    if window > (longest := model.config.max_position_embeddings):
+    if window is not None and window > (longest := config.max_position_embeddings):
         raise ContextLengthError(
             f"window must fit the model's context of {longest} tokens; got {window}"
         )
-    low, high, size = int(ids.min()), int(ids.max()), model.config.vocab_size
+    low, high, size = int(ids.min()), int(ids.max()), config.vocab_size
     if low < 0 or high >= size:
         raise ValueError(f"token ids must be 0 to {size - 1}; got {low if low < 0 else high}")

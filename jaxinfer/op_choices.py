@@ -103,6 +103,11 @@ def _check(
         of = "implementation" if op is None else f"implementation of {op}"
         raise ValueError(f"{of} must be one of {', '.join(known)}; got {name!r}")
     for verdict in verdicts:
+        if verdict.implementation == name and verdict.reason and op is not None:
+            raise ValueError(
+                f"implementation {name!r} of {op} cannot serve the model here: {verdict.reason}; "
+                f"leave it out, or give one that can, as in '{op}=xla'"
+            )
         if verdict.implementation == name and verdict.reason:
             raise ValueError(
                 f"implementation {name!r} cannot serve a whole model here: {verdict.reason}; force "

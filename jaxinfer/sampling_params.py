@@ -85,6 +85,11 @@ class SamplingParams:
         for text in stop:
             if not isinstance(text, str) or not text:
                 raise ValueError(f"stop must be non-empty strings; got {text!r}")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError(
+                    f"stop must be valid Unicode; {text!r} holds half of a surrogate pair, as "
+                    "Python makes of bytes that are not UTF-8"
+                )
         for token in stop_ids:
             if not _is_int(token) or token < 0:
                 raise ValueError(f"stop_token_ids must be token ids; got {token!r}")

@@ -56,10 +56,9 @@ class Chat(Output):
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(self.model.model, reporter)
         if tokenizer.chat_template is None:
-            raise UsageError(
-                f"{checkpoint.path} has no chat template (a base model?); "
-                "use jaxinfer generate --raw"
-            )
+            from jaxinfer.models.tokenizer.tokenizer import NO_CHAT_TEMPLATE
+
+            raise UsageError(f"{NO_CHAT_TEMPLATE}; use jaxinfer generate --raw")
         params = self.sampling.params(checkpoint.generation.sampling)
         tokenizer.encode(self.system)  # what is no text is refused once, not at every question
         llm = start_engine(checkpoint, tokenizer, self.model, reporter)

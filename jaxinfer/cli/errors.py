@@ -22,6 +22,19 @@ OPTIONS = (
     "num_gpu_blocks_override", "repetition_penalty", "top_k", "top_p",
 )  # fmt: skip
 _OPTION = re.compile(rf"(?<![\w./-])({'|'.join(OPTIONS)})\b")
+# Plain words too: options only where a message begins with them, or gives their value.
+WORDS = (
+    "dtype",
+    "implementation",
+    "mesh",
+    "seed",
+    "softmax",
+    "stop",
+    "stride",
+    "temperature",
+    "window",
+)
+_WORD = re.compile(rf"^({'|'.join(WORDS)})(?= (must|axis|of|'))|(?<= )({'|'.join(WORDS)})(?==\d)")
 
 # A line of a list of arguments: an option, or the metavar of a positional.
 _ARGUMENT = re.compile(r"(--[a-z-]+|[A-Z]+|\{\S+\})( [A-Z]+)?")
@@ -47,6 +60,8 @@ def one_line(error: BaseException) -> str:
 
     >>> one_line(ValueError("top_k must be at least 0; got -2"))
     '--top-k must be at least 0; got -2'
+    >>> one_line(ValueError("stride must be 1 to window=100 tokens; got 200"))
+    '--stride must be 1 to --window=100 tokens; got 200'
 
     Exceptions that no rule of ours raises are named and point to `--debug`: their text alone
     often means little.
@@ -60,6 +75,7 @@ def one_line(error: BaseException) -> str:
     elif not ours and type(error) not in (ValueError, RuntimeError, NotImplementedError):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
     text = _OPTION.sub(lambda found: "--" + found[0].replace("_", "-"), text)
+    text = _WORD.sub(lambda found: "--" + found[0], text)
     return text or f"{type(error).__name__} (--debug shows where)"
 
 

@@ -55,13 +55,15 @@ class Eval(Output):
     def run(self) -> int:
         """Do it; the exit code."""
         text = read_text(self.text)
-        from jaxinfer.evaluation import check_sizes, evaluate_perplexity
+        from jaxinfer.evaluation import check_input, check_sizes, evaluate_perplexity
 
         # Before anything is downloaded.
         check_sizes(self.window, self.stride, self.batch_size, self.max_tokens)
         check_mesh(self.mesh, copies=False)
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(self.model, reporter)
+        # Before weights are read; of the text its beginning is enough.
+        check_input(checkpoint.config, tokenizer.encode(text[:4096]), self.window, self.stride)
         model = load_weights(checkpoint, self.dtype, reporter, self.mesh)
         with reporter.task("evaluate", unit="tokens") as progress:
             result = evaluate_perplexity(

@@ -81,7 +81,8 @@ class Generate(Output):
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(model.model, reporter)
         params = self.sampling.params(checkpoint.generation.sampling)
-        ids = [self._encode(tokenizer, prompt) for prompt in prompts]
+        as_chat = self._as_chat(tokenizer, reporter)
+        ids = [self._encode(tokenizer, prompt, as_chat=as_chat) for prompt in prompts]
         streams = len(prompts) == 1 and not self.json and not self.no_stream
         if group is not None:
             plan.give(group, plan.Plan(model, params, ids, streams), checkpoint)
@@ -121,9 +122,18 @@ class Generate(Output):
                 raise UsageError(f"prompt {number} is empty")
         return prompts
 
-    def _encode(self, tokenizer: "Tokenizer", prompt: str) -> list[int]:
-        as_chat = self.chat or bool(self.system)
-        if self.raw or (tokenizer.chat_template is None and not as_chat):
+    def _as_chat(self, tokenizer: "Tokenizer", reporter: Reporter) -> bool:
+        """Whether prompts are questions; says so where they are not although nobody asked."""
+        if self.raw or self.chat or self.system:
+            return not self.raw
+        if tokenizer.chat_template is None:
+            from jaxinfer.models.tokenizer.tokenizer import NO_CHAT_TEMPLATE
+
+            reporter.note(f"{NO_CHAT_TEMPLATE}: prompts are continued as plain text")
+        return tokenizer.chat_template is not None
+
+    def _encode(self, tokenizer: "Tokenizer", prompt: str, *, as_chat: bool) -> list[int]:
+        if not as_chat:
             return tokenizer.encode(prompt)
         messages = [{"role": "system", "content": self.system}] if self.system else []
         return tokenizer.apply_chat_template([*messages, {"role": "user", "content": prompt}])

@@ -12,6 +12,7 @@ import tokenizers
 from jaxinfer.models.tokenizer.chat_template import render_chat
 
 _FEWEST = 3 / 4  # of a model's vocabulary
+NO_CHAT_TEMPLATE = "the model has no chat template (a base model?)"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -118,9 +119,7 @@ class Tokenizer:
             ValueError: the model has no template, or its template refuses the messages.
         """
         if self.chat_template is None:
-            raise ValueError(
-                "this model has no chat template (a base model?); use generate with a plain prompt"
-            )
+            raise ValueError(f"{NO_CHAT_TEMPLATE}; use generate with a plain prompt")
         text = render_chat(
             self.chat_template,
             messages,

@@ -191,9 +191,9 @@ def test_sizes_that_suit_no_model(fails, option, value):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--window", "1"], "window must be at least 2 tokens; got 1"),
-     (["--stride", "0"], "stride must be at least 1 token; got 0"),
-     (["--window", "100", "--stride", "200"], "stride must be 1 to window=100 tokens; got 200"),
+    [(["--window", "1"], "--window must be at least 2 tokens; got 1"),
+     (["--stride", "0"], "--stride must be at least 1 token; got 0"),
+     (["--window", "100", "--stride", "200"], "--stride must be 1 to --window=100 tokens; got 200"),
      (["--batch-size", "0"], "--batch-size must be positive; got 0"),
      (["--max-tokens", "1"], "--max-tokens must be at least 2 (the first is not scored); got 1")],
 )  # fmt: skip
@@ -203,7 +203,27 @@ def test_windows_that_suit_no_model(fails, options, message):
 
 def test_an_empty_stop_text(fails):
     message = fails("generate", "Hi", "--stop", "", "--model", "/absent")
-    assert message == "stop must be non-empty strings; got ''"
+    assert message == "--stop must be non-empty strings; got ''"
+
+
+def test_a_stop_text_that_is_not_utf8(fails):
+    stop = b"caf\xe9".decode(errors="surrogateescape")
+    for command in (["generate", "Hi"], ["chat"]):
+        message = fails(*command, "--stop", stop, "--model", "/absent")
+        assert message.startswith("--stop must be valid Unicode; 'caf\\udce9' holds half of a")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature=-1"], "--temperature must be between 0 and"),
+        (["--seed=-1"], "--seed must be between 0 and"),
+        (["--mesh", "tensor"], "--mesh must be AXIS=SIZE"),
+        (["--softmax", "/absent"], "--softmax must be online, unified or"),
+    ],
+)
+def test_options_of_one_word_are_spelt_as_they_are_typed(fails, options, message):
+    assert fails("generate", "Hi", "--model", "/absent", *options).startswith(message)
 
 
 def test_a_prompt_that_is_not_utf8(fails, tiny):
@@ -240,18 +260,27 @@ def test_unknown_implementation(fails, tiny):
     assert "'mosaic' cannot serve a whole model here: add_rms_norm[mosaic] does not" in message
     assert "Hopper" in message
     assert "force 'xla', on a GPU also 'cudnn', or single ops as in 'matmul=xla'" in message
+    message = fails("generate", "Hi", "--implementation", "matmul=mosaic", "--model", tiny)
+    assert message.startswith(
+        "--implementation 'mosaic' of matmul cannot serve the model here: matmul[mosaic] does not"
+    )
+    assert message.endswith("; leave it out, or give one that can, as in 'matmul=xla'")
     message = fails("generate", "Hi", "--implementation", "softmax=xla", "--model", tiny)
     assert "must name one of the ops add_rms_norm, attention, decode_attention, matmul" in message
 
 
-def test_base_model_cannot_chat(fails, tmp_path):
+def test_base_model_cannot_chat(fails, tmp_path, capsys):
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     save_orbax(tmp_path / "base", Decoder(DecoderConfig.tiny()), tokenizer=tokenizer)
-    assert "no chat template" in fails("chat", "--model", str(tmp_path / "base"))
-    assert "no chat template" in fails(
-        "generate", "Hi", "--chat", "--model", str(tmp_path / "base")
-    )
+    said = "the model has no chat template (a base model?)"
+    base = ("--model", str(tmp_path / "base"))
+    assert fails("chat", *base) == f"{said}; use jaxinfer generate --raw"
+    assert fails("generate", "Hi", "--chat", *base) == (f"{said}; use generate with a plain prompt")
+    capsys.readouterr()
+    for options, note in (([], f"{said}: prompts are continued as plain text\n"), (["--raw"], "")):
+        assert main(["generate", "Hi", *base, "--max-tokens", "1", *options]) == 0
+        assert (capsys.readouterr().err.split("load: ")[0]) == note
 
 
 def test_bad_texts(fails, tmp_path, tiny):
@@ -262,8 +291,20 @@ def test_bad_texts(fails, tmp_path, tiny):
     assert "is empty" in fails(*command, str(tmp_path / "empty.txt"))
     assert "not UTF-8 text (byte 3)" in fails(*command, str(tmp_path / "latin.txt"))
     assert "cannot read" in fails(*command, str(tmp_path))
-    assert "513" in fails(*command, __file__, "--window", "513")
     assert "stride" in fails(*command, __file__, "--stride", "0")
+
+
+def test_texts_that_do_not_suit_the_model(fails, tmp_path, tiny, monkeypatch):
+    """Said before its weights are read."""
+    monkeypatch.setattr("jaxinfer.cli.eval.load_weights", None)
+    (tmp_path / "short.txt").write_text("a")
+    command = ("eval", "perplexity", tiny, "--text")
+    assert fails(*command, __file__, "--window", "513") == (
+        "--window must fit the model's context of 512 tokens; got 513"
+    )
+    assert fails(*command, str(tmp_path / "short.txt")) == (
+        "perplexity needs a text of at least two tokens; got 1"
+    )
 
 
 def test_target_that_exists(fails, tiny, tmp_path):
