@@ -5,6 +5,8 @@ SHELL := bash
 VENV ?= .venv
 VENV_NEWEST ?= .venv-newest
 PROMPT ?= Why is the sky blue?
+# As it was typed: make would take `$HOME` for its variable `$H`, followed by OME.
+override PROMPT := $(value PROMPT)
 export PROMPT
 
 .DEFAULT_GOAL := help
