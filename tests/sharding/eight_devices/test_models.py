@@ -15,43 +15,17 @@ from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import decode_step, forward, logits, prefill
 from jaxinfer.pallas_kernels import plgpu
-from tests.metrics import assert_close
-from tests.models.families import CONFIGS as FAMILIES
-from tests.models.families import weights_of
-from tests.models.oracle import decoder_logits
 from tests.ops.cases import quick_compilation
+from tests.sharding.eight_devices import scored
+from tests.sharding.eight_devices.scored import CONFIGS, NINE, close, weights
 
-# Nine query and three KV heads, as SmolLM2.
-NINE = DecoderConfig.tiny(
-    vocab_size=97, hidden_size=48, num_heads=9, num_kv_heads=3, intermediate_size=80,
-    tie_embeddings=True,
-)  # fmt: skip
-CONFIGS = {"llama-9-3": NINE, **FAMILIES}
-# As in tests/models/test_decoder.py: a device's sums are shorter, and one more follows.
-close = functools.partial(assert_close, rms=8e-6, max_abs=5e-5)
 LENGTH = 19
+tokens = functools.partial(scored.tokens, length=LENGTH)
+expected = functools.partial(scored.expected, length=LENGTH)
 EVERY_SIZE = ("llama-9-3", "qwen2", "qwen3", "gemma3")
 CASES = [(name, n) for name in EVERY_SIZE for n in (1, 2, 4)]
 CASES += [("llama-9-3", 3), ("llama-9-3", 8), ("qwen2", 5), ("llama-mha", 4)]
 CASES += [("gemma-softcaps", 2), ("mistral-window", 3), ("llama-tied-mqa", 4)]
-
-
-@functools.cache
-def weights(name: str) -> dict[str, np.ndarray]:
-    return weights_of(CONFIGS[name])
-
-
-@functools.cache
-def tokens(name: str) -> np.ndarray:
-    rng = np.random.default_rng(5)
-    return rng.integers(0, CONFIGS[name].vocab_size, (2, LENGTH), dtype=np.int32)
-
-
-@functools.cache
-def expected(name: str) -> np.ndarray:
-    """`[2, LENGTH, V]` of the oracle."""
-    rows = (decoder_logits(CONFIGS[name], weights(name), r.tolist()) for r in tokens(name))
-    return np.stack(list(rows))
 
 
 def divided(name: str, n: int, dtype=jnp.float32) -> Decoder:
