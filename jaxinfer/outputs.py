@@ -35,8 +35,8 @@ class CompletionOutput:
         token_ids: The tokens, the one that stopped it included.
         cumulative_logprob: Sum over the tokens, if log-probabilities were asked for.
         logprobs: Per token, if asked for.
-        finish_reason: `"stop"`, `"length"`, `"abort"`, `"error"` (scores that were not finite; `LLM`
-            raises `NonFiniteScoresError` instead), or None while it grows.
+        finish_reason: `"stop"`, `"length"`, `"abort"`, `"error"` (scores that were not finite;
+            `LLM` raises `NonFiniteScoresError` instead), or None while it grows.
         stop_reason: The stop string or token id that ended it; None for end of text.
     """
 
