@@ -53,7 +53,7 @@ def test_single_ops_can_be_forced():
         for name, message in {
             "matmul=cudnn": "implementation of matmul must be one of mosaic, xla; got 'cudnn'",
             "softmax=xla": "must name one of the ops .*matmul.*; got 'softmax'",
-            "matmul=mosaic": "cannot serve a whole model here: matmul",
+            "matmul=mosaic": "'mosaic' of matmul cannot serve the model here: matmul.*'matmul=xla'",
             "matmul=": "op=name with commas",
             "=xla": "op=name with commas",
         }.items():
