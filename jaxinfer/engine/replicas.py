@@ -35,11 +35,13 @@ class Replicas:
 
     @property
     def metrics(self) -> EngineMetrics:
-        """Sums over all engines, as of now."""
-        names = [field.name for field in dataclasses.fields(EngineMetrics)]
-        return EngineMetrics(
-            **{name: sum(getattr(e.metrics, name) for e in self.engines) for name in names}
-        )
+        """Sums over all engines, as of now; None where none has a number."""
+        sums: dict[str, int | None] = {}
+        for field in dataclasses.fields(EngineMetrics):
+            found = [getattr(engine.metrics, field.name) for engine in self.engines]
+            known = [number for number in found if number is not None]
+            sums[field.name] = sum(known) if known else None
+        return EngineMetrics(**sums)  # type: ignore[arg-type]
 
     @property
     def has_work(self) -> bool:
