@@ -45,6 +45,8 @@ def captured(name: str):
     return [(*qkv, *rule) for qkv, rule in zip(found, rules, strict=True)]
 
 
+# Weights over a reference of 0 overflow before they are computed again.
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
 @pytest.mark.parametrize("softmax", ["online", "unified", "unified by phi"])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=needs_model(n)) for n in LAYERS])
 def test_the_last_tokens_of_two_requests(hopper, name, softmax):
