@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,6 +11,11 @@ from collections.abc import Iterator, Sequence
 from tests.cli.command import REPOSITORY, command
 
 LONGEST_S = 120
+# Gloo's threads greet at once, word by word, so that lines may hold parts of several greetings.
+_GREETING = re.compile(
+    r"(\[Gloo\] Rank |\d+| is connected to |"
+    r" ?peer ranks\. Expected number of connected peer ranks is : )+"
+)
 
 
 def free_address() -> str:
@@ -89,5 +95,5 @@ def ended(running: list[subprocess.Popen[str]]) -> Iterator[None]:
 def ends(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, output and errors, once it has ended; Gloo's greetings left out."""
     output, errors = process.communicate(timeout=LONGEST_S)
-    lines = (line for line in errors.splitlines() if not line.startswith("[Gloo]"))
+    lines = (line for line in errors.splitlines() if line and not _GREETING.fullmatch(line))
     return process.returncode, output, "\n".join(lines)
