@@ -349,7 +349,7 @@ def test_a_softmax_that_does_not_exist_is_refused_before_loading():
     done = run("generate", "Hi", "--softmax", "fast")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: softmax must be online, unified or a calibration; there is no fast"
+        "error: --softmax must be online, unified or a calibration; there is no fast"
     ]
 
 
