@@ -24,29 +24,28 @@ from jaxinfer.models.checkpoint.orbax import save_orbax
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.tokenizer.byte import byte_tokenizer
-from tests.engine.small import GREEDY, decoder, llm, tokenizer
+from tests.engine.small import (
+    GREEDY,
+    alone,
+    assert_idle,
+    decoder,
+    llm,
+    shared_llm,
+    tokenizer,
+)
 
 LONG = GREEDY.replace(max_tokens=40)
 
 
-@functools.cache
-def shared() -> LLM:
-    """One for all tests, so that little is compiled; each must leave it idle."""
-    return llm()
-
-
 @pytest.fixture
 def made():
-    yield shared()
-    assert not shared().engine.has_work, "a request was left behind"
-    assert shared().engine.pages.num_free == shared().engine.pages.num_pages
+    yield shared_llm()
+    assert_idle(shared_llm())
 
 
 @functools.cache
 def answer(prompt: str, max_tokens: int = 12) -> list[int]:
-    """What the model says to a prompt alone."""
-    [output] = shared().generate(prompt, GREEDY.replace(max_tokens=max_tokens))
-    return output.outputs[0].token_ids
+    return alone(prompt, max_tokens)
 
 
 def flat(lists: Iterable[list[int]]) -> list[int]:

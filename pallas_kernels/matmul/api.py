@@ -39,8 +39,8 @@ def matmul(
     (FlashDecoding++, section 4: flat GEMM). `matmul_and_norm` prepares an RMSNorm as well.
 
     Args:
-        x: `[…, K]` tokens; float32, bfloat16 or float16. Or the
-            norm that `matmul_and_norm` returned.
+        x: `[…, K]` tokens; float32, bfloat16 or float16. Or the norm that `matmul_and_norm`
+            returned.
         weight: `[K, N]`, or `[N, K]` if `transposed`; the dtype of x.
         bias: `[N]`, added to the product.
         residual: The shape and dtype of the result, added to it at the end.

@@ -81,7 +81,7 @@ def _measured(
         if any(type(size) is not int for size in fields.values()):
             raise TypeError(f"config must hold integers; got {fields}")
         check_fits(config, device, M=M, gated=gated)
-    us = entry.get("us", {})
+    us = dict(entry.get("us", {}))
     slower = float(us["mosaic"]) - float(us["xla"]) if {"mosaic", "xla"} <= us.keys() else 0.0
     order = ("mosaic", "xla") if implementation == "mosaic" else ("xla",)
     return Choice(order=order, config=config, slower_us=slower)

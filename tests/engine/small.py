@@ -56,6 +56,25 @@ def llm(*, eos_id: int | None = None, **options: object) -> LLM:
     return made
 
 
+@functools.cache
+def shared_llm() -> LLM:
+    """One for many tests, so that little is compiled; each must leave it idle."""
+    return llm()
+
+
+def assert_idle(made: LLM) -> None:
+    """Fail if anything of a request is left."""
+    assert not made.engine.has_work, "a request was left behind"
+    assert made.engine.pages.num_free == made.engine.pages.num_pages
+    assert not made._requests._tickets
+
+
+def alone(prompt: str, max_tokens: int) -> list[int]:
+    """What `shared_llm` says to a prompt that nobody shares the batch with."""
+    [output] = shared_llm().generate(prompt, GREEDY.replace(max_tokens=max_tokens))
+    return output.outputs[0].token_ids
+
+
 def run(made: Engine) -> dict[str, dict[int, list[int]]]:
     """Step until nothing is left; tokens by request and answer. All pages must be free then."""
     tokens: dict[str, dict[int, list[int]]] = {}

@@ -12,28 +12,20 @@ import pytest
 
 from jaxinfer import LLM
 from tests.cli.command import REPOSITORY
-from tests.engine.small import GREEDY, llm
+from tests.engine.small import GREEDY, alone, assert_idle, shared_llm
 
 LONG = GREEDY.replace(max_tokens=40)
 
 
-@functools.cache
-def shared() -> LLM:
-    return llm()
-
-
 @pytest.fixture
 def made():
-    yield shared()
-    assert not shared().engine.has_work, "a request was left behind"
-    assert shared().engine.pages.num_free == shared().engine.pages.num_pages
-    assert not shared()._requests._tickets
+    yield shared_llm()
+    assert_idle(shared_llm())
 
 
 @functools.cache
 def answer(prompt: str, max_tokens: int = 40) -> list[int]:
-    [output] = shared().generate(prompt, GREEDY.replace(max_tokens=max_tokens))
-    return output.outputs[0].token_ids
+    return alone(prompt, max_tokens)
 
 
 def at_once(*works: Callable[[], object]) -> list[object]:

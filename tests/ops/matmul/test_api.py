@@ -127,6 +127,8 @@ DAMAGED = {
     "text": {"implementation": "mosaic", "config": {"block_k": "128"}},
     "a list": {"implementation": "mosaic", "config": [64, 128]},
     "too large": {"implementation": "mosaic", "config": {"block_n": 128, "stages": 12}},
+    "times in a list": {"implementation": "mosaic", "us": [1.0, 2.0]},
+    "times as text": {"implementation": "mosaic", "us": {"xla": "fast", "mosaic": 2.0}},
 }
 
 
