@@ -52,7 +52,7 @@ def matmul_and_norm(
     a call of that op.
 
     >>> import jax.numpy as jnp
-    >>> from jaxinfer.pallas_kernels import Norm, divided, matmul
+    >>> from jaxinfer.pallas_kernels import divided
     >>> stream, normed = matmul_and_norm(
     ...     jnp.ones((2, 3)), jnp.ones((3, 4)), residual=jnp.ones((2, 4)), norm=Norm(jnp.ones(4))
     ... )
