@@ -18,7 +18,8 @@ help:
 	@echo 'make test         set up $(VENV) for development and run all tests;'
 	@echo '                  ARGS="tests/ops -k decode" chooses some, WORKERS=4 the processes'
 	@echo 'make lint         ruff, formatting, types, and the examples in docstrings and documents'
-	@echo 'make test-newest  run the tests of the ops in $(VENV_NEWEST) with the newest JAX allowed'
+	@echo 'make test-newest  run the tests of the ops, and of what needs JAX 0.12, in $(VENV_NEWEST)'
+	@echo '                  with the newest JAX allowed'
 	@echo
 	@echo 'All are safe to repeat. PYTHON=/path/to/python names the Python to use (3.12 or newer).'
 
@@ -33,7 +34,7 @@ lint: $(VENV)/.installed-dev
 
 test-newest:
 	@scripts/install.sh $(VENV_NEWEST) newest
-	@scripts/test.sh $(VENV_NEWEST) tests/ops $(ARGS)
+	@scripts/test.sh $(VENV_NEWEST) tests/ops tests/sharding/test_collective_group.py $(ARGS)
 
 # One stamp per set of packages: `run` for the library, `dev` for tests and checks as well.
 $(VENV)/.installed-%: pyproject.toml constraints.txt

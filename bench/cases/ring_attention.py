@@ -40,6 +40,7 @@ _WAYS = {
     "hamilton-all_to_all": ("hamilton", "all_to_all"),
     "full_link-all_to_all": ("full_link", "all_to_all"),
     "xor-all_to_all": ("xor", "all_to_all"),
+    "full_link-collective_group": ("full_link", "collective_group"),
     "heads-all_gather": ("all_gather", "all_gather"),
 }
 

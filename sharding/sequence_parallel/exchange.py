@@ -1,18 +1,23 @@
 """One step of a schedule on devices: pieces leave, pieces arrive.
 
-Two transports move the same pieces. `ppermute` sends each lane by a collective permute of its own;
-XLA runs the permutes of a step one after another, so this is for schedules of one lane, and to be
-read. `all_to_all` sends all lanes of a step in one grouped exchange, over all links at once; links
-that the schedule leaves idle carry a piece that nobody reads.
+Three transports move the same pieces. `ppermute` sends each lane by a collective permute of its
+own; XLA runs the permutes of a step one after another, so this is for schedules of one lane, and to
+be read. `all_to_all` sends all lanes of a step in one grouped exchange, over all links at once;
+links that the schedule leaves idle carry a piece that nobody reads. `collective_group` makes one
+NCCL group of the permutes of a step: all at once, and nothing else.
 """
 
 import functools
+import importlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxinfer.pallas_kernels.device import current_device
+from jaxinfer.pallas_kernels.dispatch import NotSupported
 from jaxinfer.sharding.schedule import IntArray, Schedule
 
 Axis = str | tuple[str, ...]
@@ -61,7 +66,55 @@ def exchange_all_to_all(
     return received[jnp.asarray(sender)[rank]]
 
 
-EXCHANGES = {"ppermute": exchange_ppermute, "all_to_all": exchange_all_to_all}
+def exchange_collective_group(
+    schedule: Schedule, step: int, own: jax.Array, current: jax.Array | None, axis_name: Axis
+) -> jax.Array:
+    """Do one step with one group of permutes; arguments and result as in `exchange_ppermute`.
+
+    The group runs where it stands in the program, on the stream that computes: attention that
+    could run beside it comes after it.
+
+    Raises:
+        NotSupported: a JAX without `jax.experimental.thunky`, or no NVIDIA GPU.
+    """
+    thunky = _thunky()
+    held, slot = _held(own, current, sources(schedule)[step], schedule.pieces_per_rank)
+    sent = jnp.stack([_take(held, slot[:, lane], axis_name) for lane in range(slot.shape[1])])
+    arrived = jax.new_ref(lax.empty(sent.shape, sent.dtype))
+
+    def permutes(source: Any, target: Any) -> None:
+        for lane, to in enumerate(schedule.destination[step].T.tolist()):
+            here = slice(lane, lane + 1)
+            thunky.collective_permute(
+                source.at[here], target.at[here], axis_name, list(enumerate(to))
+            )
+
+    @thunky.jit
+    def group(source: Any, target: Any) -> None:
+        thunky.collective_group(lambda: permutes(source, target))
+
+    group(sent, arrived)
+    return arrived[...]
+
+
+def _thunky() -> Any:
+    """The module of JAX that has groups of collectives; it is experimental."""
+    refuse = functools.partial(NotSupported, "ring_attention", "collective_group")
+    try:
+        thunky = importlib.import_module("jax.experimental.thunky")
+    except ImportError:
+        raise refuse(f"JAX {jax.__version__}", "JAX 0.12 (jax.experimental.thunky)") from None
+    device = current_device()
+    if device.platform != "gpu":
+        raise refuse(f"device {device.name!r}", "NVIDIA GPUs")
+    return thunky
+
+
+EXCHANGES = {
+    "ppermute": exchange_ppermute,
+    "all_to_all": exchange_all_to_all,
+    "collective_group": exchange_collective_group,
+}
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,8 +12,10 @@ from jaxinfer.sharding.kinds import build
 from jaxinfer.sharding.schedule import Schedule
 from jaxinfer.sharding.topology import Topology
 
-Transport = Literal["ppermute", "all_to_all", "all_gather"]
-TRANSPORTS = ("ppermute", "all_to_all", "all_gather")
+Transport = Literal["ppermute", "all_to_all", "all_gather", "collective_group"]
+TRANSPORTS = ("ppermute", "all_to_all", "all_gather", "collective_group")
+# Those that carry any schedule and are chosen; `collective_group` is taken by name only.
+_CHOSEN: tuple[Transport, ...] = ("ppermute", "all_to_all")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +25,7 @@ class Plan:
     Attributes:
         schedule: Who sends which piece to whom. With transport `all_gather` its pieces are groups
             of KV heads, otherwise they are runs of tokens.
-        transport: `"ppermute"`, `"all_to_all"` or `"all_gather"`.
+        transport: `"ppermute"`, `"all_to_all"`, `"all_gather"` or `"collective_group"`.
         predictions: Modelled times by (kind of schedule, transport), the simplest first.
     """
 
@@ -51,7 +53,8 @@ def plan(
         topology: Links between n ranks.
         workload: Attention to be computed.
         schedule: Take this one, or this kind, and choose the transport only.
-        transport: Take this one and choose the schedule only.
+        transport: Take this one and choose the schedule only. `collective_group`, which needs JAX
+            0.12, is never chosen, only taken.
         chunks: Choose only schedules that can cut each of so many chunks of a rank's tokens into
             equal pieces; None: tokens can be padded to fit any. One asked for is taken as it is.
         masks_differ: As in `predict_transport`.
@@ -112,15 +115,15 @@ def _options(
             if transport == "all_gather":
                 check_heads(schedule, workload.num_kv_heads)
             return [(schedule, transport)]
-        return [(schedule, "ppermute"), (schedule, "all_to_all")]
+        return [(schedule, carrier) for carrier in _CHOSEN]
+    carriers = _CHOSEN if transport is None else (transport,)
     found: list[tuple[Schedule, Transport]] = []
     for option in candidates(topology).values():
         # The ring stays in any case: what no schedule fits is for the caller to pad.
         multiple = (chunks or 1) * option.pieces_per_rank
         any_length = chunks is None or option.pieces_per_rank == 1
         if any_length or workload.tokens_per_rank % multiple == 0:
-            found.extend([(option, "ppermute"), (option, "all_to_all")])
-    found = [pair for pair in found if transport in (None, pair[1])]
+            found.extend((option, carrier) for carrier in carriers if carrier != "all_gather")
     if (transport in (None, "all_gather") and n > 1) or transport == "all_gather":
         found.append((_by_heads(n, workload), "all_gather"))
     return found
@@ -162,13 +165,15 @@ def predict_transport(
 
     * `ppermute`: lanes of a step go one after another, each with a latency of its own.
     * `all_to_all`: lanes go together, and idle links carry a piece that nobody reads.
+    * `collective_group`: lanes go together and nothing else does, but not beside attention: the
+      group runs on the stream that computes.
     * `all_gather`: attention needs the first group of heads before it can begin, so the first
       exchange is not hidden. A group is one attention call, with a causal mask (zigzag) two, and
       with masks that differ n.
 
     Args:
         schedule: n ranks.
-        transport: `"ppermute"`, `"all_to_all"` or `"all_gather"`.
+        transport: `"ppermute"`, `"all_to_all"`, `"all_gather"` or `"collective_group"`.
         topology: Links between n ranks.
         workload: Attention.
         masks_differ: Pieces of different ranks have different masks, and so each an attention call
@@ -191,6 +196,12 @@ def predict_transport(
         times = predict(alone, m, topology, workload).communication_s
         communication = tuple(sum(times[t * lanes : (t + 1) * lanes]) for t in range(steps))
         return _overlapped(communication, computation)
+    if transport == "collective_group":
+        return Prediction(
+            communication_s=prediction.communication_s,
+            computation_s=computation,
+            total_s=sum(prediction.communication_s) + sum(computation),
+        )
     every_link = all_gather(n, steps).destination if steps else schedule.destination
     together = predict(every_link, m, topology, workload)
     if transport == "all_to_all" or not steps:

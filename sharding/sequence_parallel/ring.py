@@ -95,7 +95,8 @@ def ring_attention(
         logits_softcap: Logits become c·tanh(logits / c).
         transport: `"ppermute"` (a collective permute per lane), `"all_to_all"` (a grouped
             exchange per step), `"all_gather"` (groups of KV heads, nothing is merged; schedule
-            `all_gather`, whose pieces divide K), or None for the least modelled time.
+            `all_gather`, whose pieces divide K), `"collective_group"` (a group of permutes per
+            step; JAX 0.12 on GPUs), or None for the least modelled time of the first three.
         topology: Links for the model; default `h100_nvswitch(n)`.
         implementation: Of the local attention, as in `attention`.
         return_residual: Also return the log-sum-exp of the logits.
@@ -107,7 +108,8 @@ def ring_attention(
     Raises:
         ValueError: shapes, schedule, placement and transport that do not fit together.
         TypeError: dtypes that differ, or lengths that are no integers.
-        NotSupported: the implementation asked for by name cannot serve the call.
+        NotSupported: the implementation asked for by name cannot serve the call, or
+            `collective_group` is not to be had.
 
     Numerics: outputs of steps come in the query's dtype and are merged in float32.
 

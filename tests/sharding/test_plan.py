@@ -38,6 +38,17 @@ def test_idle_links_carry_something_in_a_grouped_exchange():
     assert predict_transport(ring, "ppermute", narrow, WORK) == ring.predict(narrow, WORK)
 
 
+def test_a_group_sends_its_pieces_only_but_not_beside_attention():
+    hamilton, ring = build("hamilton", 8), build("ring", 8)
+    group = predict_transport(hamilton, "collective_group", BARE, WORK)
+    beside = predict_transport(hamilton, "all_to_all", BARE, WORK)
+    assert group.communication_s == beside.communication_s
+    assert group.total_s == pytest.approx(sum(group.communication_s) + sum(group.computation_s))
+    assert group.total_s > beside.total_s
+    alone = predict_transport(ring, "collective_group", BARE, WORK)
+    assert alone.communication_s == predict_transport(ring, "ppermute", BARE, WORK).communication_s
+
+
 def test_all_gather_of_heads_waits_for_the_first_group():
     schedule = build("all_gather", 8, pieces=4)
     got = predict_transport(schedule, "all_gather", BARE, WORK)
@@ -105,8 +116,11 @@ def test_what_is_given_is_taken():
     ring = build("ring", 8)
     assert plan(topology, WORK, schedule=ring).schedule is ring
     assert plan(topology, WORK, schedule=ring).transport == "ppermute"
-    for transport in ("ppermute", "all_to_all", "all_gather"):
+    for transport in ("ppermute", "all_to_all", "all_gather", "collective_group"):
         assert plan(topology, WORK, transport=transport).transport == transport
+    chosen = plan(topology, WORK, transport="collective_group")
+    assert {transport for _, transport in chosen.predictions} == {"collective_group"}
+    assert ("ring", "collective_group") not in plan(topology, WORK).predictions
     by_heads = plan(topology, WORK, schedule="all_gather", transport="all_gather")
     assert by_heads.schedule.pieces_per_rank == 4  # of 8 KV heads, in fewer groups than ranks
 
@@ -118,7 +132,8 @@ def test_several_nodes_have_a_schedule_of_their_own():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"transport": "nccl"}, "unknown transport 'nccl'; known: ppermute, all_to_all, all_gather"),
+    ({"transport": "nccl"}, "unknown transport 'nccl'; known: ppermute, all_to_all, all_gather, "
+     "collective_group"),
     ({"schedule": "hamiltonian"}, "did you mean 'hamilton'"),
     ({"schedule": build("ring", 4)}, "has 4 ranks; got 8"),
     ({"schedule": "xor", "transport": "all_gather"}, "carries schedule 'all_gather' only"),
