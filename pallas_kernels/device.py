@@ -60,7 +60,9 @@ H100 = DeviceSpec(
     read_gbps=3186.0,
     bf16_tflops=812.0,
 )
-H200 = dataclasses.replace(H100, name="NVIDIA H200", l2_bytes=60 * 2**20, read_gbps=4300.0)
+H200 = dataclasses.replace(
+    H100, name="NVIDIA H200", l2_bytes=60 * 2**20, read_gbps=4679.0, bf16_tflops=823.0
+)
 CPU = DeviceSpec(platform="cpu", name="cpu")
 
 _KNOWN = {spec.key: spec for spec in (H100, H200)}

@@ -25,6 +25,7 @@ SMEM = _mgpu.SMEM
 SomeLayout = _mgpu_core.SomeLayout
 SwizzleTransform = _mgpu.SwizzleTransform
 TilingTransform = _mgpu.TilingTransform
+async_store_smem = _mgpu.async_store_smem
 barrier_arrive = _mgpu.barrier_arrive
 barrier_wait = _mgpu.barrier_wait
 broadcasted_iota = _mgpu.broadcasted_iota
@@ -50,6 +51,7 @@ __all__ = [
     "SomeLayout",
     "SwizzleTransform",
     "TilingTransform",
+    "async_store_smem",
     "barrier_arrive",
     "barrier_wait",
     "broadcasted_iota",

@@ -1,5 +1,6 @@
 """Products of few tokens with large weights."""
 
+import dataclasses
 import functools
 
 from bench.case import Implementation, OpCase
@@ -7,13 +8,13 @@ from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported
 from jaxinfer.pallas_kernels.matmul import specs
 from jaxinfer.pallas_kernels.matmul.api import matmul
-from jaxinfer.pallas_kernels.matmul.config import GRID, deepest
+from jaxinfer.pallas_kernels.matmul.config import GRID, Tiling, fit
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
 from jaxinfer.pallas_kernels.matmul.specs import SPECS, MatmulSpec
 
-# Tilings that compete in tuning, by name: block_n, block_k, cluster.
-TILINGS = {f"mosaic-n{n}-k{k}-c{cluster}": (n, k, cluster) for n, k, cluster in GRID}
+# Tilings that compete in tuning, by name.
+TILINGS = {f"mosaic-{tiling.name}": tiling for tiling in GRID}
 
 
 def cases() -> list[OpCase]:
@@ -22,12 +23,18 @@ def cases() -> list[OpCase]:
 
 
 def tiling(spec: MatmulSpec, name: str) -> Config | None:
-    """The tiling of a name in `TILINGS` for a spec, on this device."""
-    block_n, block_k, cluster = TILINGS[name]
-    return deepest(
-        current_device(), block_n=block_n, block_k=block_k, cluster=cluster,
-        M=spec.M, gated=spec.gate is not None,
-    )  # fmt: skip
+    """The tiling of a name in `TILINGS` for a spec, on this device; None if it does not suit."""
+
+    def of(tiling: Tiling) -> Config | None:
+        gated = spec.gate is not None
+        return fit(current_device(), tiling, M=spec.M, K=spec.K, N=spec.N, gated=gated)
+
+    wanted = TILINGS[name]
+    config = of(wanted)
+    # A bound on the ring that changes nothing is no other tiling.
+    if wanted.ring_kib and config == of(dataclasses.replace(wanted, ring_kib=0)):
+        return None
+    return config
 
 
 def _case(spec: MatmulSpec) -> OpCase:
@@ -40,7 +47,7 @@ def _case(spec: MatmulSpec) -> OpCase:
         def call(*arrays):
             config = tiling(spec, name)
             if config is None:
-                raise NotSupported("matmul", name, f"{spec.M} tokens", "fewer")
+                raise NotSupported("matmul", name, f"the product {spec.name}", "other products")
             return matmul(*arrays, **options, implementation="mosaic", config=config)
 
         return Implementation(call=call)

@@ -1,4 +1,6 @@
-"""The first pass: every group's share of the keys, with wgmma, in pieces.
+"""The first pass: every group's share of the keys, with wgmma.
+
+Requests that lie within one share are done with it; others are left in pieces.
 
 One warpgroup issues TMA copies of pages into a ring, one computes. With a unified softmax, a CTA
 that finds sums it cannot trust computes its whole share once more with the online softmax.
@@ -15,6 +17,7 @@ from jaxinfer.pallas_kernels.decode_attention.pages_sm90 import copy_pages, page
 from jaxinfer.pallas_kernels.decode_attention.shape import Shape
 from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
     COMPILER,
+    LOG2E,
     Online,
     Piece,
     Unified,
@@ -26,7 +29,7 @@ from jaxinfer.pallas_kernels.plgpu import pl
 
 
 def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
-    """Compute every piece.
+    """Compute every piece; one that is all of a request is its result.
 
     Args:
         shape: Of the call.
@@ -38,9 +41,10 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
         phi: `[B·K·stride]` float32, reference of every row in base 2, if `shape.softmax` wants it.
 
     Returns:
-        Normalised output `[pieces, H, rows]` and base-2 lse `[pieces, rows]`, float32; what the
-        merge finds them by: `[B + 1]` int32, the number of each request's first unit (no entry
-        without units) and last the units of a group; and `[CTAs]` int32 pieces computed again.
+        Output `[B·K, R, H]` and natural lse `[B·K, rows]`, written for requests in one piece; the
+        others' pieces, normalised `[pieces, H, rows]` and base-2 lse `[pieces, rows]`, float32;
+        what the merge finds them by: `[B + 1]` int32, the number of each request's first unit (no
+        entry without units) and last the units of a group; `[CTAs]` int32, pieces computed again.
     """
     config, dtype = shape.config, rows.dtype
     pieces = shape.K * shape.division.pieces
@@ -51,6 +55,8 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
     kernel = plgpu.kernel(
         functools.partial(_body, shape),
         out_type=(
+            jax.ShapeDtypeStruct((shape.B * shape.K, shape.R, shape.H), dtype),
+            jax.ShapeDtypeStruct((shape.B * shape.K, shape.rows), jnp.float32),
             jax.ShapeDtypeStruct((pieces, shape.H, shape.rows), jnp.float32),
             jax.ShapeDtypeStruct((pieces, shape.rows), jnp.float32),
             jax.ShapeDtypeStruct((shape.B + 1,), jnp.int32),
@@ -61,6 +67,7 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
             k_smem=kv_scratch,
             v_smem=kv_scratch,
             p_smem=plgpu.SMEM((shape.rows, config.block), dtype, transforms=tiled),
+            out_smem=plgpu.SMEM((shape.rows, shape.H), dtype),
             violations_smem=plgpu.SMEM((1,), jnp.int32),
             k_ready=plgpu.Barrier(num_arrivals=copies + 1, num_barriers=config.stages),
             v_ready=plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
@@ -81,8 +88,9 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
 def _body(
     shape: Shape,
     q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem, phi_gmem,
-    out_gmem, lse_gmem, firsts_gmem, violations_gmem,
-    *, q_smem, k_smem, v_smem, p_smem, violations_smem, k_ready, v_ready, k_free, v_free, judged,
+    out_gmem, lse_gmem, piece_out, piece_lse, firsts_gmem, violations_gmem,
+    *, q_smem, k_smem, v_smem, p_smem, out_smem, violations_smem,
+    k_ready, v_ready, k_free, v_free, judged,
 ):  # fmt: skip
     cta = lax.axis_index("cta")
     role = lax.axis_index("role")
@@ -190,9 +198,29 @@ def _body(
                 total = sums.weights.sum(axis=0)
                 seen = total > 0.0
                 divisor = jnp.where(seen, total, 1.0)
-                number = head * division.pieces + group + request
-                out_gmem[number] = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
-                lse_gmem[number] = jnp.where(seen, sums.phi + jnp.log2(divisor), -jnp.inf)
+                result = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
+                lse = jnp.where(seen, sums.phi + jnp.log2(divisor), -jnp.inf)
+                first, end = division.blocks(length)
+                is_whole = (begin == first) & (block + 1 == end)
+
+                @pl.when(is_whole)
+                def _result():
+                    index = request * shape.K + head
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    out_smem.T[...] = plgpu.layout_cast(
+                        result.astype(out_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
+                    )
+                    plgpu.commit_smem()
+                    rows = out_smem.at[pl.ds(within, shape.R)]
+                    plgpu.copy_smem_to_gmem(rows, out_gmem.at[index])
+                    lse_gmem[index] = lse / LOG2E
+
+                @pl.when(jnp.logical_not(is_whole))
+                def _piece():
+                    number = head * division.pieces + group + request
+                    piece_out[number] = result
+                    piece_lse[number] = lse
+
                 piece = Piece(begin, block + 1, length, within)
                 return violations + softmax.violations(total, acc, piece)
 
@@ -212,13 +240,16 @@ def _body(
         plgpu.set_max_registers(208, action="increase")
         if not is_unified:
             compute(Online(shape), 0)
+            plgpu.wait_smem_to_gmem(0)
             return
         phi = phi_gmem if shape.softmax == "unified by phi" else None
         violations = compute(Unified(shape, phi, trusted_sums(q_smem.dtype)), 0)
         violations_smem[0] = violations
         violations_gmem[cta] = violations
         plgpu.barrier_arrive(judged)
+        plgpu.wait_smem_to_gmem(0)  # what is computed again must come later
 
         @pl.when(violations > 0)
         def _again():
             compute(Online(shape), 1)
+            plgpu.wait_smem_to_gmem(0)

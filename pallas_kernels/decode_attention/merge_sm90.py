@@ -1,4 +1,4 @@
-"""The second pass: merges the pieces of each request."""
+"""The second pass: merges the pieces of requests that have several, and answers for empty ones."""
 
 import functools
 
@@ -15,24 +15,21 @@ _COLUMNS = 64  # of the head dimension, per CTA
 _GROUP = 4  # pieces whose loads are in flight together
 
 
-def merge_pieces(shape: Shape, dtype, lengths, piece_out, piece_lse, firsts):
-    """Merge the pieces of each segment: output `[B·K, R, H]`, natural lse `[B·K, rows]`."""
-    segments = shape.B * shape.K
+def merge_pieces(shape: Shape, lengths, out, lse, piece_out, piece_lse, firsts):
+    """Complete output `[B·K, R, H]` and natural lse `[B·K, rows]`; arrays as of `attend`."""
+    out_ref, lse_ref = jax.new_ref(out), jax.new_ref(lse)
     kernel = plgpu.kernel(
         functools.partial(_merge_body, shape),
-        out_type=(
-            jax.ShapeDtypeStruct((segments, shape.R, shape.H), dtype),
-            jax.ShapeDtypeStruct((segments, shape.rows), jnp.float32),
-        ),
         scratch_types=dict(
-            out_smem=plgpu.SMEM((shape.rows, _COLUMNS), dtype),
+            out_smem=plgpu.SMEM((shape.rows, _COLUMNS), out.dtype),
         ),
         grid=(shape.H // _COLUMNS, shape.K, shape.B),
         grid_names=("part", "head", "request"),
         kernel_name="decode_attention_merge",
         compiler_params=COMPILER,
     )
-    return kernel(lengths, piece_out, piece_lse, firsts)
+    kernel(lengths, piece_out, piece_lse, firsts, out_ref, lse_ref)
+    return jax.freeze(out_ref), jax.freeze(lse_ref)
 
 
 def _merge_body(
@@ -42,7 +39,20 @@ def _merge_body(
     first_piece, pieces = shape.division.pieces_of(
         request, lengths_gmem[request], first_unit=firsts_gmem[request], share=firsts_gmem[shape.B]
     )
-    first_piece = first_piece + head * shape.division.pieces
+
+    @pl.when(pieces != 1)
+    def _():
+        first = first_piece + head * shape.division.pieces
+        _merge(
+            shape, piece_out, piece_lse, out_gmem, lse_gmem, out_smem,
+            first_piece=first, pieces=pieces, request=request, head=head, part=part,
+        )  # fmt: skip
+
+
+def _merge(
+    shape: Shape, piece_out, piece_lse, out_gmem, lse_gmem, out_smem,
+    *, first_piece, pieces, request, head, part,
+):  # fmt: skip
     columns = pl.ds(part * _COLUMNS, _COLUMNS)
 
     along_rows = plgpu.Layout.WGMMA.reduce(0)

@@ -70,9 +70,9 @@ def decode_attention_mosaic(
     # Rows of one KV head side by side: [B·K, R, H] (free for T = 1).
     rows = query.reshape(B, T, K, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B * K, -1, H)
     rows = jnp.pad(rows, ((0, 0), (0, shape.stride - shape.R), (0, 0))).reshape(-1, H)
-    pieces = attend(shape, rows, k_pages, v_pages, page_table, lengths, _phi_of_rows(shape, phi))
-    *pieces, again = pieces
-    out, lse = merge_pieces(shape, query.dtype, lengths, *pieces)
+    found = attend(shape, rows, k_pages, v_pages, page_table, lengths, _phi_of_rows(shape, phi))
+    *found, again = found
+    out, lse = merge_pieces(shape, lengths, *found)
     out = out.reshape(B, K, T, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
     within = np.asarray([shape.tile_of(segment)[1] for segment in range(B * K)])
     lse = lse[np.arange(B * K)[:, None], within[:, None] + np.arange(shape.R)]

@@ -139,6 +139,8 @@ def _check_mosaic(x, norm, *, M: int, K: int, out_n: int, config: Config | None)
         raise refuse(
             f"K = {K} and {out_n} columns", f"multiples of {config.block_k} and {config.block_n}"
         )
+    if K // config.block_k < config.split:
+        raise refuse(f"K = {K}, split {config.split} times", f"{config.split * config.block_k}")
 
 
 def check(x, weight, bias, residual, transposed, gate) -> None:

@@ -10,12 +10,46 @@ from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 
 BUCKETS = (1, 8, 16, 32, 64, 128)  # of M: measured at these, and each stands for those below it
 MAX_ROWS = BUCKETS[-1]
-# Tilings that compete in tuning: block_n, block_k, cluster. The heuristic's are among them.
-GRID = ((128, 64, 1), (128, 64, 2), (64, 128, 1), (64, 128, 2), (64, 64, 1))
 _IMPLEMENTATIONS = ("mosaic", "xla")
 # Most sums of a thread: of its 232 registers some hold addresses, and squares up to 64 for a norm.
 _ACCUMULATORS = 144
 _LARGE = 16 << 20  # bytes of a weight from which reading it, not launching, decides
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tiling:
+    """A tiling for products of any number of tokens: how many stages depends on them.
+
+    Attributes:
+        block_n: As in `Config`.
+        block_k: As in `Config`.
+        cluster: As in `Config`.
+        split: As in `Config`.
+        ring_kib: Most that the weights in the ring take, KiB; 0: as many stages as fit, at most 12.
+            What deep rings wait for is spread over more of the memory, which then reads slower.
+    """
+
+    block_n: int
+    block_k: int
+    cluster: int = 1
+    split: int = 1
+    ring_kib: int = 0
+
+    @property
+    def name(self) -> str:
+        """Short: `n64-k128-c1`, with `-x2` if CTAs share a tile's depth and `-r96` for a ring."""
+        words = [f"n{self.block_n}", f"k{self.block_k}", f"c{self.cluster}"]
+        words += [f"x{self.split}"] if self.split > 1 else []
+        words += [f"r{self.ring_kib}"] if self.ring_kib else []
+        return "-".join(words)
+
+
+# Tilings that compete in tuning. The heuristic's are among them.
+GRID = (
+    Tiling(128, 64), Tiling(128, 64, cluster=2), Tiling(128, 64, ring_kib=96),
+    Tiling(64, 128), Tiling(64, 128, ring_kib=96), Tiling(64, 64), Tiling(64, 64, ring_kib=96),
+    Tiling(64, 128, split=2), Tiling(64, 128, split=2, ring_kib=96), Tiling(64, 128, split=4),
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,10 +163,10 @@ def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool)
     out_n = N // 2 if gated else N
     deepest_of = functools.partial(deepest, device, M=M, gated=gated)
     if out_n % 128 == 0 and (M <= 8 or out_n // 128 >= device.num_sms // 2):
-        wide = deepest_of(block_n=128, block_k=64, cluster=2 if M > 8 else 1)
+        wide = deepest_of(Tiling(128, 64, cluster=2 if M > 8 else 1))
         if wide is not None:
             return wide
-    return deepest_of(block_n=64, block_k=64 if K % 128 else 128, cluster=1)
+    return deepest_of(Tiling(64, 64 if K % 128 else 128))
 
 
 def candidates(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> list[Config]:
@@ -145,32 +179,43 @@ def candidates(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> li
         N: Columns of the weight, both halves of a gated one.
         gated: Whether the columns are pairs of gate and up.
     """
-    out_n = N // 2 if gated else N
-    tilings = (
-        deepest(device, block_n=n, block_k=k, cluster=cluster, M=M, gated=gated)
-        for n, k, cluster in GRID
-        if out_n % n == 0 and K % k == 0
-    )
-    return [tiling for tiling in tilings if tiling is not None]
+    found = (fit(device, tiling, M=M, K=K, N=N, gated=gated) for tiling in GRID)
+    # Where few stages fit in any case, two tilings may come to the same.
+    return list(dict.fromkeys(config for config in found if config is not None))
 
 
-def deepest(
-    device: DeviceSpec, *, block_n: int, block_k: int, cluster: int, M: int, gated: bool
+def fit(
+    device: DeviceSpec, tiling: Tiling, *, M: int, K: int, N: int, gated: bool
 ) -> Config | None:
-    """The tiling with the deepest ring that fits, at most 12 stages; None if not even two do.
+    """A tiling for a product; None if it does not suit it. Arguments as of `candidates`."""
+    out_n = N // 2 if gated else N
+    if out_n % tiling.block_n or K % tiling.block_k or (tiling.cluster > 1 and M <= 8):
+        return None
+    ctas, steps = out_n // tiling.block_n * tiling.split, K // tiling.block_k
+    # CTAs share a tile's depth where tiles alone are too few, and to save more than adding takes.
+    if tiling.split > 1 and (ctas > device.num_sms or steps < 4 * tiling.split):
+        return None
+    return deepest(device, tiling, M=M, gated=gated)
+
+
+def deepest(device: DeviceSpec, tiling: Tiling, *, M: int, gated: bool) -> Config | None:
+    """A tiling with the deepest ring that it allows and that fits; None if not even two stages do.
 
     Args:
         device: What the call runs on.
-        block_n: As in `Config`.
-        block_k: As in `Config`.
-        cluster: As in `Config`.
+        tiling: Everything else.
         M: Rows of x.
         gated: Whether there are two weights per column.
     """
     for stages in range(12, 1, -1):
-        config = Config(block_n=block_n, block_k=block_k, stages=stages, cluster=cluster)
+        config = Config(
+            block_n=tiling.block_n, block_k=tiling.block_k, stages=stages, cluster=tiling.cluster,
+            split=tiling.split,
+        )  # fmt: skip
         if config.accumulators(M, gated=gated) > _ACCUMULATORS:
             return None
+        if tiling.ring_kib and config.ring_bytes(0, gated=gated) > tiling.ring_kib << 10:
+            continue
         if config.smem_bytes(M, gated=gated) <= device.smem_bytes:
             return config
     return None

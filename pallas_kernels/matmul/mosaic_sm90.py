@@ -4,8 +4,9 @@
 
 Tokens are padded to 8, not to 64 (FlashDecoding++, section 4, pads to 8 for the same reason). One
 warpgroup issues TMA copies of weights and tokens into a ring, one multiplies. A CTA owns whole
-columns of the result, so nothing has to be merged; there are as many CTAs as give each the same
-number of tiles. CTAs of a cluster load the tokens once for all.
+columns of the result, and there are as many CTAs as give each the same number of tiles. CTAs of a
+cluster load the tokens once for all; or, where tiles alone are too few to keep memory busy, they
+share the depth of one tile and add what they have (split-K).
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.cluster_sum import ClusterSum
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate, gated
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
 from jaxinfer.pallas_kernels.plgpu import pl
@@ -36,12 +38,14 @@ class Config:
         block_k: Depth of a stage of the ring, a multiple of 64.
         stages: Depth of the ring.
         cluster: CTAs that share their loads of tokens: 1 or 2.
+        split: CTAs that share the depth of a tile: 1, 2, 4 or 8; only with a cluster of 1.
     """
 
     block_n: int = 64
     block_k: int = 128
     stages: int = 4
     cluster: int = 1
+    split: int = 1
 
     def __post_init__(self) -> None:
         if self.block_n not in (64, 128):
@@ -52,6 +56,10 @@ class Config:
             raise ValueError(f"stages must be at least 2; got {self.stages}")
         if self.cluster not in (1, 2):
             raise ValueError(f"cluster must be 1 or 2; got {self.cluster}")
+        if self.split not in (1, 2, 4, 8):
+            raise ValueError(f"split must be 1, 2, 4 or 8; got {self.split}")
+        if self.split > 1 and self.cluster > 1:
+            raise ValueError(f"cluster must be 1 where split is not; got {self.cluster}")
 
     def rows(self, M: int) -> int:
         """M tokens, padded: 8 for wgmma, and as many for each CTA that loads a part of them."""
@@ -67,10 +75,23 @@ class Config:
             tiles: Of the result, of a residual and of a norm.
             sums: Whether there are sums over columns, for which Mosaic needs scratch.
         """
-        rows, banks = self.rows(M), 2 if gated else 1
-        stage = (banks * self.block_n + rows) * self.block_k
         rest = 1024 + (3072 if sums else 0)
-        return 2 * (self.stages * stage + tiles * rows * self.block_n) + rest
+        if (partial := self.partial(M, gated=gated)) is not None:
+            rest += partial.smem_bytes
+        tile = 2 * self.rows(M) * self.block_n
+        return self.ring_bytes(M, gated=gated) + tiles * tile + rest
+
+    def ring_bytes(self, M: int, *, gated: bool) -> int:
+        """Shared memory of the ring, bytes."""
+        weights = (2 if gated else 1) * self.block_n
+        return 2 * self.stages * (weights + self.rows(M)) * self.block_k
+
+    def partial(self, M: int, *, gated: bool) -> ClusterSum | None:
+        """How the CTAs that share a tile's depth add up; None if there are none."""
+        if self.split == 1:
+            return None
+        shape = (self.block_n, self.rows(M))
+        return ClusterSum(axis=_CLUSTER, ctas=self.split, shape=shape, count=2 if gated else 1)
 
     def accumulators(self, M: int, *, gated: bool) -> int:
         """Registers of a thread that hold sums."""
@@ -115,7 +136,14 @@ class _Shape:
         return self.out_n // self.config.block_n
 
     @property
+    def partial(self) -> ClusterSum | None:
+        return self.config.partial(self.M, gated=self.gate is not None)
+
+    @property
     def ctas(self) -> int:
+        """CTAs that have tiles; of those that share one, the first."""
+        if self.config.split > 1:  # the others' sums of a tile are taken once
+            return self.tiles
         return num_ctas(self.tiles, num_sms=self.num_sms, cluster=self.config.cluster)
 
     @property
@@ -188,7 +216,11 @@ def matmul_mosaic(
         sums = -(-shape.tiles // _SUMS) * _SUMS
         outputs["values"] = result
         outputs["sums"] = jax.ShapeDtypeStruct((sums, shape.rows), jnp.float32)
-    cluster: dict[str, Any] = dict(cluster=(config.cluster,), cluster_names=(_CLUSTER,))
+    if shape.partial is not None:
+        scratch |= shape.partial.scratch()
+        outputs |= shape.partial.outputs(shape.tiles)
+    members = config.cluster * config.split
+    cluster: dict[str, Any] = dict(cluster=(members,), cluster_names=(_CLUSTER,))
     kernel = plgpu.kernel(
         functools.partial(_body, shape, (*inputs, *outputs)),
         out_type=tuple(outputs.values()),
@@ -199,19 +231,20 @@ def matmul_mosaic(
         num_threads=2,
         thread_name="role",
         compiler_params=_COMPILER,
-        **(cluster if config.cluster > 1 else {}),
+        **(cluster if members > 1 else {}),
     )
-    out, *rest = kernel(*inputs.values())
-    out = out.reshape(*leading, shape.out_n)
+    results = dict(zip(outputs, kernel(*inputs.values()), strict=True))
+    out = results["out"].reshape(*leading, shape.out_n)
     if norm is None:
         return out, None
-    values, squares = rest
-    return out, UndividedNorm(values.reshape(out.shape), squares, tiles=shape.tiles, eps=norm.eps)
+    values = results["values"].reshape(out.shape)
+    return out, UndividedNorm(values, results["sums"], tiles=shape.tiles, eps=norm.eps)
 
 
 def _body(
     shape: _Shape, names: tuple[str, ...], *refs, x_smem, w_smem, out_smem, ready, free,
     residual_smem: Any = None, residual_ready: Any = None, values_smem: Any = None,
+    mailbox: Any = None, arrived: Any = None,
 ):  # fmt: skip
     gmem = dict(zip(names, refs, strict=True))
     x_gmem, w_gmem, out_gmem = gmem["x"], gmem["weight"], gmem["out"]
@@ -221,7 +254,12 @@ def _body(
         cta = cta * config.cluster + lax.axis_index(_CLUSTER)
     role = lax.axis_index("role")
     stages, k_steps = jnp.int32(config.stages), jnp.int32(shape.k_steps)
-    steps = shape.waves * shape.k_steps
+    part = lax.axis_index(_CLUSTER) if config.split > 1 else jnp.int32(0)
+    is_first = part == 0
+    if config.split > 1:
+        # Neighbours in depth go to different CTAs: together they read a piece of memory in order.
+        k_steps = lax.div(k_steps - part + (config.split - 1), jnp.int32(config.split))
+    steps = shape.waves * k_steps
 
     def first_column(wave):
         """Of the CTA's tile; CTAs without one go along, so that their cluster stays in step."""
@@ -243,7 +281,8 @@ def _body(
             def _():
                 plgpu.barrier_wait(free.at[slot])
 
-            depth = pl.ds(lax.rem(i, k_steps) * config.block_k, config.block_k)
+            step = lax.rem(i, k_steps) * config.split + part
+            depth = pl.ds(step * config.block_k, config.block_k)
             column = first_column(lax.div(i, k_steps))
             for bank in range(shape.banks):
                 columns = pl.ds(column + bank * shape.out_n, config.block_n)
@@ -254,7 +293,7 @@ def _body(
             )
 
         # Every completed phase of a barrier must have been observed when the kernel ends.
-        @pl.loop(max(steps - config.stages, 0), steps)
+        @pl.loop(lax.max(steps - stages, 0), steps)
         def _drain(i):
             plgpu.barrier_wait(free.at[lax.rem(i, stages)])
 
@@ -264,41 +303,9 @@ def _body(
         # Loaded now, used after the product: nobody waits for them.
         squares = _squares(shape, gmem["squares"]) if "squares" in gmem else None
 
-        @pl.loop(0, shape.waves)
-        def _tile(wave):
-            first_step = wave * shape.k_steps
-            column = first_column(wave)
+        def finish(banks, wave, column):
+            """What follows the product, and the way to global memory."""
             out_rows = pl.ds(0, shape.M)
-            if "residual" in gmem:
-                plgpu.copy_gmem_to_smem(
-                    gmem["residual"].at[:, pl.ds(column, config.block_n)],
-                    residual_smem.at[out_rows],
-                    residual_ready,
-                )
-
-            def product(*accumulators):
-                @pl.loop(0, shape.k_steps)
-                def _step(k):
-                    slot = lax.rem(first_step + k, stages)
-                    plgpu.barrier_wait(ready.at[slot])
-                    tokens = x_smem.at[slot].transpose((1, 0))
-                    for bank, accumulator in enumerate(accumulators):
-                        tile = w_smem.at[slot, bank]
-                        tile = tile if shape.transposed else tile.transpose((1, 0))
-                        plgpu.wgmma(accumulator, tile, tokens)
-                    # This step's products stay in flight; those of the step before are done.
-                    plgpu.wgmma_wait(shape.banks)
-
-                    @pl.when(k > 0)
-                    def _():
-                        plgpu.barrier_arrive(free.at[lax.rem(first_step + k - 1, stages)])
-
-                plgpu.wgmma_wait(0)
-                plgpu.barrier_arrive(free.at[lax.rem(first_step + k_steps - 1, stages)])
-                return [accumulator[...] for accumulator in accumulators]
-
-            accumulator = plgpu.ACC((config.block_n, shape.rows), jnp.float32)
-            banks = pl.run_scoped(product, *[accumulator] * shape.banks)
             columns = pl.ds(column, config.block_n)
             if squares is not None:
                 scale = lax.rsqrt(squares.sum(axis=0) / shape.K + shape.eps)
@@ -330,6 +337,56 @@ def _body(
                 if sums is not None:
                     plgpu.copy_smem_to_gmem(values_smem.at[out_rows], gmem["values"].at[:, columns])
                     gmem["sums"][cta + wave * shape.ctas] = sums
+
+        @pl.loop(0, shape.waves)
+        def _tile(wave):
+            first_step = wave * k_steps
+            column = first_column(wave)
+            if "residual" in gmem:
+
+                @pl.when(is_first)
+                def _fetch():
+                    plgpu.copy_gmem_to_smem(
+                        gmem["residual"].at[:, pl.ds(column, config.block_n)],
+                        residual_smem.at[pl.ds(0, shape.M)],
+                        residual_ready,
+                    )
+
+            def product(*accumulators):
+                @pl.loop(0, k_steps)
+                def _step(k):
+                    slot = lax.rem(first_step + k, stages)
+                    plgpu.barrier_wait(ready.at[slot])
+                    tokens = x_smem.at[slot].transpose((1, 0))
+                    for bank, accumulator in enumerate(accumulators):
+                        tile = w_smem.at[slot, bank]
+                        tile = tile if shape.transposed else tile.transpose((1, 0))
+                        plgpu.wgmma(accumulator, tile, tokens)
+                    # This step's products stay in flight; those of the step before are done.
+                    plgpu.wgmma_wait(shape.banks)
+
+                    @pl.when(k > 0)
+                    def _():
+                        plgpu.barrier_arrive(free.at[lax.rem(first_step + k - 1, stages)])
+
+                plgpu.wgmma_wait(0)
+                plgpu.barrier_arrive(free.at[lax.rem(first_step + k_steps - 1, stages)])
+                return [accumulator[...] for accumulator in accumulators]
+
+            accumulator = plgpu.ACC((config.block_n, shape.rows), jnp.float32)
+            banks = pl.run_scoped(product, *[accumulator] * shape.banks)
+            if (partial := shape.partial) is None:
+                finish(banks, wave, column)
+                return
+            box = gmem.get("mailbox", mailbox)
+
+            @pl.when(part > 0)
+            def _hand_over():
+                partial.send(banks, box, arrived, cluster=cta)
+
+            @pl.when(is_first)
+            def _take():
+                finish(partial.receive(banks, box, arrived, cluster=cta), wave, column)
 
         plgpu.wait_smem_to_gmem(0)
 

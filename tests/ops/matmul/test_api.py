@@ -77,12 +77,23 @@ def test_a_device_without_room(h100):
 
 
 @pytest.mark.parametrize("field", [
-    {"block_n": 96}, {"block_k": 32}, {"block_k": 96}, {"stages": 1}, {"cluster": 4},
+    {"block_n": 96}, {"block_k": 32}, {"block_k": 96}, {"stages": 1}, {"cluster": 4}, {"split": 3},
 ], ids=str)  # fmt: skip
 def test_tilings_that_do_not_exist(field):
     (name,) = field
     with pytest.raises(ValueError, match=f"{name} must be .*; got {field[name]}"):
         Config(**field)
+
+
+def test_pairs_do_not_share_depth():
+    with pytest.raises(ValueError, match="cluster must be 1 where split is not; got 2"):
+        Config(cluster=2, split=2)
+
+
+def test_more_ctas_than_the_depth_has_parts(h100):
+    config = Config(block_k=64, split=4)
+    with pytest.raises(NotSupported, match="K = 128, split 4 times; supported: 256"):
+        call(implementation="mosaic", config=config)
 
 
 def chosen(M, K, N, device=H100) -> str:

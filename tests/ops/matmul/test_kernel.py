@@ -15,6 +15,8 @@ from tests.ops.matmul.calls import call, check
 
 SMALL = Config(block_n=64, block_k=64, stages=2)
 PAIRED = Config(block_n=64, block_k=64, stages=2, cluster=2)
+HALVED = Config(block_n=64, block_k=64, stages=2, split=2)
+QUARTERED = Config(block_n=64, block_k=64, stages=2, split=4)
 
 
 def run(hopper, spec, seed=4, num_sms=2, **more):
@@ -33,6 +35,25 @@ def test_tiles_that_do_not_fill_the_ctas(hopper, tiles, num_sms, config):
     """More stages than a ring holds, and CTAs of a pair that have no tile of their own."""
     spec = MatmulSpec(model="tiles", M=8, K=192, N=64 * tiles)
     check(spec, *run(hopper, spec, num_sms=num_sms, config=config))
+
+
+@pytest.mark.parametrize("config", [HALVED, QUARTERED], ids=["halved", "quartered"])
+@pytest.mark.parametrize("spec", [
+    MatmulSpec(model="split", M=1, K=256, N=64),
+    MatmulSpec(model="split", M=8, K=704, N=192, bias=True, residual=True),  # unequal parts
+    MatmulSpec(model="split", M=12, K=256, N=256, gate="silu", bias=True),
+    MatmulSpec(model="split", M=24, K=320, N=64, dtype="float16"),
+    MatmulSpec(model="split", M=16, K=256, N=128, transposed=True),
+], ids=lambda spec: spec.name)  # fmt: skip
+def test_ctas_that_share_the_depth_of_a_tile(hopper, spec, config):
+    check(spec, *run(hopper, spec, num_sms=4, config=config))
+
+
+def test_shared_depth_gives_equal_bits(hopper):
+    """The first CTA adds what the others send in their order, not as it comes."""
+    spec = MatmulSpec(model="split", M=8, K=512, N=128)
+    runs = [run(hopper, spec, num_sms=8, config=QUARTERED)[1] for _ in range(2)]
+    same_bits(*runs)
 
 
 @pytest.mark.parametrize("M", [1, 7, 9, 24, 128])

@@ -81,6 +81,15 @@ def test_matches_reference(hopper, M, gate):
     agree(got, want(*given, gate=gate), "bfloat16")
 
 
+def test_ctas_that_share_the_depth_of_a_tile(hopper):
+    """Only the first of them knows the sums whose squares count."""
+    given = arrays(5, K=256, D=256)
+    config = Config(block_n=64, block_k=64, stages=2, split=4)
+    kernel = functools.partial(two_products, implementation="mosaic", config=config, gate="silu")
+    got = hopper.run(kernel, *given, num_sms=16)
+    agree(got, want(*given, gate="silu"), "bfloat16")
+
+
 @pytest.mark.parametrize(("tiles", "num_sms", "cluster"), [(1, 2, 1), (3, 2, 1), (3, 2, 2)])
 def test_tiles_that_do_not_fill_the_ctas(hopper, tiles, num_sms, cluster):
     """Every tile's squares are counted once, though CTAs of a pair repeat the last one."""
