@@ -4,11 +4,14 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+if TYPE_CHECKING:
+    from bench.timing import Compiled
 
 Arrays = tuple[Any, ...]
 
@@ -113,6 +116,7 @@ class OpCase:
         make_inputs: From a random key to the op's arrays.
         reference: The right result of these arrays, float32.
         table: The implementations by name.
+        compiled: By name, once prepared: each with the choice of the dispatcher, or why not.
     """
 
     op: str
@@ -124,6 +128,7 @@ class OpCase:
     make_inputs: Callable[[jax.Array], Arrays]
     reference: Callable[..., Any]
     table: Mapping[str, Implementation]
+    compiled: "dict[str, Compiled | Exception]" = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(
@@ -161,20 +166,59 @@ class OpCase:
         """Names of what can be measured."""
         return tuple(self.table)
 
+    def prepare(self, implementations: Sequence[str]) -> None:
+        """Compile several that are measured next: at once it takes a fraction of the time."""
+        from bench.timing import compile_all
+        from jaxinfer.pallas_kernels.dispatch import choices
+
+        arrays = jax.eval_shape(self.make_inputs, jax.random.key(0))
+        self.compiled.update(
+            compile_all(
+                {name: self.table[name] for name in implementations},
+                lambda chosen: jax.eval_shape(chosen.prepare, *arrays),
+                lambda: choices()[self.op].implementation if self.op in choices() else "",
+            )
+        )
+
     def measure(self, implementation: str, *, repeats: int) -> Measurement:
         """Check one implementation against the reference, then time it; see `Case.measure`."""
         from bench.gate import check
         from bench.timing import time_calls
-        from jaxinfer.pallas_kernels.dispatch import choices
 
+        if implementation not in self.compiled:
+            self.prepare([implementation])
+        compiled = self.compiled.pop(implementation)
+        if isinstance(compiled, Exception):
+            raise compiled
         chosen = self.table[implementation]
-        arrays = jax.block_until_ready(self.make_inputs(jax.random.key(0)))
-        with jax.default_matmul_precision("highest"):
-            want = jax.block_until_ready(jax.jit(self.reference)(*arrays))
+        arrays, want = _data.of(self)
+        if chosen.donate:  # the next implementation wants them too
+            arrays = jax.tree.map(jnp.copy, arrays)
         inputs = jax.block_until_ready(chosen.prepare(*arrays))
-        timing = time_calls(chosen, inputs, repeats=repeats)
+        timing = time_calls(chosen, compiled, inputs, repeats=repeats)
         error = check(timing.result, want, jnp.dtype(self.dtype).name)
-        ran = choices()[self.op].implementation if implementation == "dispatch" else ""
+        ran = compiled.note if implementation == "dispatch" else ""
         return Measurement.of(
             timing.times_us, rel_rms=error, compile_s=timing.compile_s, implementation=ran
         )
+
+
+class _Data:
+    """Arrays and right results of one case: its implementations are measured one after another."""
+
+    def __init__(self) -> None:
+        self._case: OpCase | None = None
+        self._arrays: Any = None
+
+    def of(self, case: OpCase) -> tuple[Arrays, Any]:
+        """Those of a case; another case's are forgotten."""
+        if self._case is not case:
+            self._case = self._arrays = None
+            arrays = jax.block_until_ready(case.make_inputs(jax.random.key(0)))
+            with jax.default_matmul_precision("highest"):
+                want = jax.block_until_ready(jax.jit(case.reference)(*arrays))
+            self._case, self._arrays = case, (arrays, want)
+        return self._arrays
+
+
+_data = _Data()

@@ -5,7 +5,7 @@ import gc
 import sys
 from collections.abc import Iterator, Sequence
 
-from bench.case import Case, WrongResult
+from bench.case import Case, OpCase, WrongResult
 from bench.registry import pick
 from bench.rows import Machine, Row, make_row
 from jaxinfer.pallas_kernels.dispatch import NotSupported
@@ -58,7 +58,10 @@ def measure_all(
     columns = "{:>10} {:>8} {:>7} {:>8} {:>6}".format(*_COLUMNS)
     print(f"{op} on {machine.device}\n{'case':38} {'implementation':25} {columns}", flush=True)
     for case in cases:
-        for name in pick(case, wanted):
+        names = pick(case, wanted)
+        if isinstance(case, OpCase):
+            case.prepare(names)
+        for name in names:
             try:
                 measured = case.measure(name, repeats=repeats)
             except NotSupported as reason:

@@ -3,9 +3,10 @@
 The end-to-end benchmarks count everything; `jaxinfer.pallas_kernels.timing` says what counts here.
 """
 
+import concurrent.futures
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,20 +31,75 @@ class Timing:
     result: Any
 
 
-def time_calls(implementation: Implementation, inputs: Arrays, *, repeats: int) -> Timing:
-    """Compile, call once for the result, then time `repeats` calls."""
-    function = jax.jit(implementation.call, donate_argnums=implementation.donate)
-    start = time.perf_counter()
-    compiled = function.lower(*inputs).compile()
-    compile_s = time.perf_counter() - start
-    raw = jax.block_until_ready(compiled(*inputs))
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Compiled:
+    """An implementation that can be called.
+
+    Attributes:
+        call: The compiled function.
+        seconds: Tracing, lowering and compiling.
+        note: What `note` returned right after tracing.
+    """
+
+    call: Callable[..., Any]
+    seconds: float
+    note: Any = None
+
+
+def compile_all(
+    implementations: Mapping[str, Implementation],
+    inputs: Callable[[Implementation], Arrays],
+    note: Callable[[], Any] = lambda: None,
+) -> dict[str, Compiled | Exception]:
+    """Compile several at once, in threads: that is most of the time which a benchmark takes.
+
+    Args:
+        implementations: By name.
+        inputs: Gives the arrays of one, or their shapes.
+        note: Called after the tracing of each; for what the next one's tracing overwrites.
+
+    Returns:
+        What can be called, by name; the exception where one cannot be compiled.
+    """
+    found: dict[str, Compiled | Exception] = {}
+    waiting: dict[str, tuple[concurrent.futures.Future[Any], float, Any]] = {}
+
+    def finish(lowered: jax.stages.Lowered) -> tuple[Any, float]:
+        start = time.perf_counter()
+        return lowered.compile(), time.perf_counter() - start
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
+        for name, one in implementations.items():
+            start = time.perf_counter()
+            try:
+                lowered = jax.jit(one.call, donate_argnums=one.donate).lower(*inputs(one))
+            except Exception as error:  # reported with its name when its turn comes
+                found[name] = error
+                continue
+            seconds = time.perf_counter() - start
+            waiting[name] = pool.submit(finish, lowered), seconds, note()
+        for name, (future, seconds, noted) in waiting.items():
+            try:
+                call, more = future.result()
+            except Exception as error:
+                found[name] = error
+            else:
+                found[name] = Compiled(call=call, seconds=seconds + more, note=noted)
+    return found
+
+
+def time_calls(
+    implementation: Implementation, compiled: Compiled, inputs: Arrays, *, repeats: int
+) -> Timing:
+    """Call once for the result, then time `repeats` calls."""
+    raw = jax.block_until_ready(compiled.call(*inputs))
     result = implementation.result(raw)
     if implementation.donate:  # the next call overwrites it
         result = jax.tree.map(np.array, result)
-    caller = _Caller(compiled, implementation.renew, implementation.renew(inputs, raw))
+    caller = _Caller(compiled.call, implementation.renew, implementation.renew(inputs, raw))
     del raw, inputs
     times = call_times(caller, repeats, flush=True)
-    return Timing(times_us=times, compile_s=compile_s, result=result)
+    return Timing(times_us=times, compile_s=compiled.seconds, result=result)
 
 
 @dataclasses.dataclass

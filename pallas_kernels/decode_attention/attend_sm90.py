@@ -16,6 +16,7 @@ from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.pages_sm90 import copy_pages, pages_of, zero_values
 from jaxinfer.pallas_kernels.decode_attention.shape import Shape
 from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
+    COLUMNS_AT_ONCE,
     COMPILER,
     LOG2E,
     Online,
@@ -67,7 +68,7 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
             k_smem=kv_scratch,
             v_smem=kv_scratch,
             p_smem=plgpu.SMEM((shape.rows, config.block), dtype, transforms=tiled),
-            out_smem=plgpu.SMEM((shape.rows, shape.H), dtype),
+            out_smem=plgpu.SMEM((shape.rows, COLUMNS_AT_ONCE), dtype),
             violations_smem=plgpu.SMEM((1,), jnp.int32),
             k_ready=plgpu.Barrier(num_arrivals=copies + 1, num_barriers=config.stages),
             v_ready=plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
@@ -206,13 +207,15 @@ def _body(
                 @pl.when(is_whole)
                 def _result():
                     index = request * shape.K + head
-                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                    out_smem.T[...] = plgpu.layout_cast(
-                        result.astype(out_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
-                    )
-                    plgpu.commit_smem()
+                    rounded = result.astype(out_smem.dtype)
                     rows = out_smem.at[pl.ds(within, shape.R)]
-                    plgpu.copy_smem_to_gmem(rows, out_gmem.at[index])
+                    for column in range(0, shape.H, COLUMNS_AT_ONCE):
+                        part = rounded[column : column + COLUMNS_AT_ONCE]
+                        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                        out_smem.T[...] = plgpu.layout_cast(part, plgpu.Layout.WGMMA_TRANSPOSED)
+                        plgpu.commit_smem()
+                        columns = pl.ds(column, COLUMNS_AT_ONCE)
+                        plgpu.copy_smem_to_gmem(rows, out_gmem.at[index, :, columns])
                     lse_gmem[index] = lse / LOG2E
 
                 @pl.when(jnp.logical_not(is_whole))

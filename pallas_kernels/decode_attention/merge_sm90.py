@@ -8,10 +8,9 @@ from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.shape import Shape
-from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import COMPILER, LOG2E
+from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import COLUMNS_AT_ONCE, COMPILER, LOG2E
 from jaxinfer.pallas_kernels.plgpu import pl
 
-_COLUMNS = 64  # of the head dimension, per CTA
 _GROUP = 4  # pieces whose loads are in flight together
 
 
@@ -21,9 +20,9 @@ def merge_pieces(shape: Shape, lengths, out, lse, piece_out, piece_lse, firsts):
     kernel = plgpu.kernel(
         functools.partial(_merge_body, shape),
         scratch_types=dict(
-            out_smem=plgpu.SMEM((shape.rows, _COLUMNS), out.dtype),
+            out_smem=plgpu.SMEM((shape.rows, COLUMNS_AT_ONCE), out.dtype),
         ),
-        grid=(shape.H // _COLUMNS, shape.K, shape.B),
+        grid=(shape.H // COLUMNS_AT_ONCE, shape.K, shape.B),
         grid_names=("part", "head", "request"),
         kernel_name="decode_attention_merge",
         compiler_params=COMPILER,
@@ -53,10 +52,10 @@ def _merge(
     shape: Shape, piece_out, piece_lse, out_gmem, lse_gmem, out_smem,
     *, first_piece, pieces, request, head, part,
 ):  # fmt: skip
-    columns = pl.ds(part * _COLUMNS, _COLUMNS)
+    columns = pl.ds(part * COLUMNS_AT_ONCE, COLUMNS_AT_ONCE)
 
     along_rows = plgpu.Layout.WGMMA.reduce(0)
-    tile = (_COLUMNS, shape.rows)
+    tile = (COLUMNS_AT_ONCE, shape.rows)
     peak = plgpu.layout_cast(jnp.full((shape.rows,), -jnp.inf, jnp.float32), along_rows)
     total = plgpu.layout_cast(jnp.zeros((shape.rows,), jnp.float32), along_rows)
     acc = plgpu.layout_cast(jnp.zeros(tile, jnp.float32), plgpu.Layout.WGMMA)

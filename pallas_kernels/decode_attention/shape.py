@@ -37,7 +37,7 @@ class Config:
     def smem_bytes(self, *, rows: int, head_dim: int) -> int:
         """Shared memory of one CTA, bytes (16-bit elements), barriers and scratch included."""
         stage = 2 * self.block * head_dim + rows * head_dim
-        return 2 * (self.stages * stage + rows * (self.block + head_dim)) + 4096
+        return 2 * (self.stages * stage + rows * (self.block + 64)) + 4096
 
 
 def tile_rows(*, segments: int, R: int) -> int:

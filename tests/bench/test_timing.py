@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bench.case import Implementation
-from bench.timing import time_calls
+from bench.timing import Compiled, Timing, compile_all, time_calls
 from jaxinfer.pallas_kernels.device import CPU, use_device
 
 
@@ -16,6 +16,29 @@ def on_a_cpu():
         yield
 
 
+def timed(implementation, inputs, repeats) -> Timing:
+    compiled = compile_all({"it": implementation}, lambda _: inputs)["it"]
+    assert isinstance(compiled, Compiled)
+    return time_calls(implementation, compiled, inputs, repeats=repeats)
+
+
+def test_several_are_compiled_and_one_that_cannot_be_costs_no_other():
+    def refuse(x):
+        raise ValueError("no")
+
+    calls = {"twice": lambda x: 2 * x, "refused": refuse, "thrice": lambda x: 3 * x}
+    table = {name: Implementation(call=call) for name, call in calls.items()}
+    notes = iter("abc")
+    found = compile_all(table, lambda _: (jnp.float32(1),), lambda: next(notes))
+    assert isinstance(found["refused"], ValueError)
+    twice, thrice = found["twice"], found["thrice"]
+    assert isinstance(twice, Compiled)
+    assert isinstance(thrice, Compiled)
+    assert (twice.note, thrice.note) == ("a", "b")
+    assert (twice.call(jnp.float32(1)), thrice.call(jnp.float32(1))) == (2, 3)
+    assert min(twice.seconds, thrice.seconds) > 0
+
+
 def test_times_and_result_of_a_plain_function():
     traced = []
 
@@ -23,7 +46,7 @@ def test_times_and_result_of_a_plain_function():
         traced.append(x)
         return 2 * x
 
-    measured = time_calls(Implementation(call=call), (jnp.arange(4.0),), repeats=5)
+    measured = timed(Implementation(call=call), (jnp.arange(4.0),), repeats=5)
     assert len(measured.times_us) == 5
     assert min(measured.times_us) > 0
     assert measured.compile_s > 0
@@ -42,7 +65,7 @@ def test_donated_arguments_are_renewed_and_the_first_result_is_kept():
         call=lambda x, pool: (x.sum(), pool + x), donate=(1,), renew=renew
     )
     inputs = jnp.ones(3), jnp.zeros(3)
-    measured = time_calls(implementation, inputs, repeats=3)
+    measured = timed(implementation, inputs, repeats=3)
     assert inputs[1].is_deleted()
     assert not inputs[0].is_deleted()
     assert seen == [1, 2, 3, 4], "each call takes the pool of the one before"
@@ -52,9 +75,9 @@ def test_donated_arguments_are_renewed_and_the_first_result_is_kept():
 def test_donation_without_renewal_fails_instead_of_timing_garbage():
     implementation = Implementation(call=lambda pool: pool + 1, donate=(0,))
     with pytest.raises((RuntimeError, ValueError), match="deleted"):
-        time_calls(implementation, (jnp.zeros(3),), repeats=2)
+        timed(implementation, (jnp.zeros(3),), repeats=2)
 
 
 def test_what_counts_as_the_result_is_the_implementations_to_say():
     implementation = Implementation(call=lambda x: (x, x + 1), result=lambda pair: pair[1])
-    assert float(time_calls(implementation, (jnp.float32(1),), repeats=1).result) == 2
+    assert float(timed(implementation, (jnp.float32(1),), repeats=1).result) == 2
