@@ -124,7 +124,7 @@ class SharedTokens:
             return striped_decode_attention(q, *pages, lengths, axis_name=SEQ, **options)
         if not fresh:
             return striped_chunk_attention(
-                q, *pages, self.start, self.num_tokens, axis_name=SEQ, **options
+                q, k, v, *pages, self.start, self.num_tokens, axis_name=SEQ, **options
             )
         return _prompt_attention(q, k, v, self.num_devices, **options)
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.pallas_kernels.attention.config import preferred
 from jaxinfer.pallas_kernels.attention.cudnn import attention_cudnn
+from jaxinfer.pallas_kernels.attention.cudnn_residual import attention_cudnn_residual
 from jaxinfer.pallas_kernels.attention.flash_attn3 import attention_flash_attn3
 from jaxinfer.pallas_kernels.attention.mask import Visibility
 from jaxinfer.pallas_kernels.attention.pages import gather_pages
@@ -98,7 +99,7 @@ def attention(
     dtype of the values before they meet them.
 
     Memory: linear in T and S, except `cudnn` with an offset or a window of two sides, which builds
-    a `B·T·S` mask. Pages are copied into `2·B·S·K·H` elements first.
+    a `B·T·S` mask (with a residual it refuses). Pages are copied into `2·B·S·K·H` elements first.
 
     >>> x = jnp.ones((1, 3, 2, 8))
     >>> attention(x, x, x, is_causal=True).shape
@@ -134,6 +135,11 @@ def attention(
         "tokamax": functools.partial(attention_tokamax, *arrays, **options, **extra),
         "xla": functools.partial(attention_xla, *arrays, **options),
     }
+    if return_residual:
+        del extra["return_residual"]
+        candidates["cudnn"] = functools.partial(
+            attention_cudnn_residual, *arrays, **options, **extra
+        )
     order = preferred(device, head_dim=query.shape[-1])
     out, lse = choose("attention", implementation, candidates, order)
     return (out, lse) if return_residual else out

@@ -36,17 +36,10 @@ def attention_cudnn(
         NotSupported: not an NVIDIA GPU; a residual, dtype, head dimension, or soft cap that cuDNN
             lacks.
     """
-    if device.platform != "gpu":
-        raise _refuse(f"device {device.name!r}", "NVIDIA GPUs")
-    if query.dtype not in (jnp.bfloat16, jnp.float16):
-        raise _refuse(f"dtype {query.dtype}", "bfloat16, float16")
-    widest = 256 if device.capability >= 90 else 128
-    if query.shape[-1] % 8 or query.shape[-1] > widest:
-        raise _refuse(f"head_dim {query.shape[-1]}", f"multiples of 8 up to {widest}")
-    if logits_softcap is not None:
-        raise _refuse(f"logits_softcap={logits_softcap}", "None")
+    refuse_what_it_lacks(query, logits_softcap, device)
     if return_residual:
-        # jax.nn rounds it to the query's dtype: wrong by a few per cent after exp.
+        # jax.nn rounds it to the query's dtype: wrong by a few per cent after exp. `attention`
+        # takes `attention_cudnn_residual` instead.
         raise _refuse("return_residual=True", "False")
 
     key, value = visibility.clear_padding(key), visibility.clear_padding(value)
@@ -67,3 +60,22 @@ def attention_cudnn(
     if starts_at_zero and not lengths and (left is None or T <= S):
         return out, None  # every row sees key 0, or the one at its position
     return visibility.clear_unseen(out, S), None  # cuDNN leaves the others undefined
+
+
+def refuse_what_it_lacks(
+    query: jax.Array, logits_softcap: float | None, device: DeviceSpec
+) -> None:
+    """Refuse devices, dtypes, head dimensions and soft caps.
+
+    Raises:
+        NotSupported: cuDNN has no attention for them.
+    """
+    if device.platform != "gpu":
+        raise _refuse(f"device {device.name!r}", "NVIDIA GPUs")
+    if query.dtype not in (jnp.bfloat16, jnp.float16):
+        raise _refuse(f"dtype {query.dtype}", "bfloat16, float16")
+    widest = 256 if device.capability >= 90 else 128
+    if query.shape[-1] % 8 or query.shape[-1] > widest:
+        raise _refuse(f"head_dim {query.shape[-1]}", f"multiples of 8 up to {widest}")
+    if logits_softcap is not None:
+        raise _refuse(f"logits_softcap={logits_softcap}", "None")

@@ -89,16 +89,25 @@ def test_a_chunk(n, window):
     query, key, value = arrays(len(begin), S, n)
     start, end = every_rank(begin, n), every_rank(lengths, n)
     t = -(-9 // n)
-    mine = np.zeros((len(begin), n, t, 6, 8), np.float32)
-    for r in range(n):
-        for b in range(len(begin)):
-            at = np.arange(start[r, b], end[r, b]) * n + r
-            mine[b, r, : len(at)] = query[b, at]
+
+    def mine(x: np.ndarray) -> jax.Array:
+        """The chunk's tokens by rank, `[B, n·t, …]`; NaN where there are none."""
+        chunk = np.full((len(begin), n, t, *x.shape[2:]), np.nan, np.float32)
+        for r in range(n):
+            for b in range(len(begin)):
+                at = np.arange(start[r, b], end[r, b]) * n + r
+                chunk[b, r, : len(at)] = x[b, at]
+        return jnp.asarray(chunk.reshape(len(begin), n * t, *x.shape[2:]))
+
+    def of_chunk(chunk, k_pages, v_pages, table, start, count, **options):
+        q, k, v = chunk
+        return striped_chunk_attention(q, k, v, k_pages, v_pages, table, start, count, **options)
+
     got = run(
-        striped_chunk_attention, n, jnp.asarray(mine.reshape(len(begin), n * t, 6, 8)),
-        P(None, "seq"), key, value, lengths, start, end - start, local_window_size=window,
+        of_chunk, n, tuple(map(mine, (query, key, value))), P(None, "seq"), key, value, lengths,
+        start, end - start, local_window_size=window,
     )  # fmt: skip
-    got = np.asarray(got).reshape(mine.shape)
+    got = np.asarray(got).reshape(len(begin), n, t, 6, 8)
     for b in range(len(begin)):
         want, _ = oracle.attention(
             query[b : b + 1, begin[b] : lengths[b]], key[b : b + 1], value[b : b + 1],
