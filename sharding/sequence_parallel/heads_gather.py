@@ -1,12 +1,15 @@
 """All-gather of one group of KV heads after the other (the context parallelism of Llama 3).
 
-Every stage has all tokens of its heads, so nothing is merged.
+Every stage has all tokens of its heads, so that without a mask nothing is merged. Under a causal
+mask a chunk of queries attends to its own tokens and to those before them, in two calls: in one it
+would need an offset, which fast implementations have not, or only by a mask of T·S elements.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxinfer.pallas_kernels import merge_attention
 from jaxinfer.sharding.schedule import Schedule
 from jaxinfer.sharding.sequence_parallel.exchange import Axis
 from jaxinfer.sharding.sequence_parallel.placement import unplace
@@ -64,12 +67,16 @@ def _attend(local: Local, query: jax.Array, gathered: jax.Array) -> Part:
     if not local.is_causal:
         return local.attend(query, key, value, key_value_seq_lengths=local.lengths)
     parts: list[Part] = []
+    size, lengths = layout.chunk_tokens, local.lengths
     for chunk in range(layout.chunks):
-        first = chunk * layout.chunk_tokens
-        start = layout.chunk_number(local.rank, chunk) * layout.chunk_tokens
-        rows = query[:, first : first + layout.chunk_tokens]
-        offset = jnp.broadcast_to(start, query.shape[:1]).astype(jnp.int32)
-        parts.append(local.attend(rows, key, value, is_causal=True, q_offset=offset,
-                                  key_value_seq_lengths=local.lengths))  # fmt: skip
+        start = layout.chunk_number(local.rank, chunk) * size
+        rows = query[:, chunk * size : (chunk + 1) * size]
+        own = (lax.dynamic_slice_in_dim(x, start, size, axis=1) for x in (key, value))
+        held = None if lengths is None else jnp.clip(lengths - start, 0, size)
+        inside = local.attend(rows, *own, is_causal=True, key_value_seq_lengths=held)
+        before = jnp.broadcast_to(start, query.shape[:1]).astype(jnp.int32)
+        seen = before if lengths is None else jnp.minimum(before, lengths)
+        earlier = local.attend(rows, key, value, key_value_seq_lengths=seen)
+        parts.append(merge_attention([earlier, inside]))
     out, lse = (jnp.concatenate(x, axis=1) for x in zip(*parts, strict=True))
     return out, lse

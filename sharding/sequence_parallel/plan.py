@@ -168,7 +168,7 @@ def predict_transport(
     * `collective_group`: lanes go together and nothing else does, but not beside attention: the
       group runs on the stream that computes.
     * `all_gather`: attention needs the first group of heads before it can begin, so the first
-      exchange is not hidden. A group is one attention call, with a causal mask (zigzag) two, and
+      exchange is not hidden. A group is one attention call, with a causal mask (zigzag) four, and
       with masks that differ n.
 
     Args:
@@ -206,7 +206,7 @@ def predict_transport(
     together = predict(every_link, m, topology, workload)
     if transport == "all_to_all" or not steps:
         return _overlapped(together.communication_s, computation)
-    calls = n if masks_differ else 2 if workload.causal else 1
+    calls = n if masks_differ else 4 if workload.causal else 1
     group_s = workload.block_s * n / m + workload.step_overhead_s * calls
     waiting = together.communication_s[0]
     hidden = _overlapped(together.communication_s[1:], (group_s,) * m)

@@ -94,8 +94,8 @@ def ring_attention(
             a causal mask and striped placement, where every rank's part of a window is one too.
         logits_softcap: Logits become c·tanh(logits / c).
         transport: `"ppermute"` (a collective permute per lane), `"all_to_all"` (a grouped
-            exchange per step), `"all_gather"` (groups of KV heads, nothing is merged; schedule
-            `all_gather`, whose pieces divide K), `"collective_group"` (a group of permutes per
+            exchange per step), `"all_gather"` (groups of KV heads; schedule `all_gather`, whose
+            pieces divide K), `"collective_group"` (a group of permutes per
             step; JAX 0.12 on GPUs), or None for the least modelled time of the first three.
         topology: Links for the model; default `h100_nvswitch(n)`.
         implementation: Of the local attention, as in `attention`.
@@ -131,7 +131,7 @@ def ring_attention(
         transport=transport, topology=topology, placement=placement, is_causal=is_causal,
     )  # fmt: skip
     by_heads = chosen.transport == "all_gather"
-    merged = n > 1 and (not by_heads or (is_causal and placement == "striped"))
+    merged = is_causal if by_heads else n > 1
     local = Local(
         layout=Layout(
             placement=placement, num_ranks=n, tokens_per_rank=T,

@@ -127,11 +127,16 @@ def lowered(local, *shapes) -> str:
 
 @pytest.mark.usefixtures("cudnn")
 @pytest.mark.parametrize("placement", ["contiguous", "zigzag", "striped"])
-def test_steps_of_a_ring_take_it(placement):
+@pytest.mark.parametrize(("schedule", "transport"), [
+    ("ring", "ppermute"), ("all_gather", "all_gather"),
+])  # fmt: skip
+def test_steps_of_a_ring_take_it(schedule, transport, placement):
     shapes = [((1, 64, heads, 64), jnp.bfloat16) for heads in (4, 2, 2)]
 
     def local(*arrays):
-        return ring_attention(*arrays, axis_name="seq", placement=placement, schedule="ring")
+        return ring_attention(
+            *arrays, axis_name="seq", placement=placement, schedule=schedule, transport=transport
+        )
 
     text = lowered(local, *shapes)
     assert "__cudnn$fmha" in text

@@ -112,31 +112,37 @@ def test_the_choice_fits_the_tokens():
     run_ring(8, None, placement="contiguous", tokens=5, topology=mi300x_mesh(8), B=1)
 
 
-@pytest.mark.parametrize(("n", "placement", "transport", "needed"), [
-    (1, "contiguous", None, False), (2, "zigzag", "ppermute", True),
-    (2, "zigzag", "all_gather", False), (2, "striped", "all_gather", True),
+@pytest.mark.parametrize(("n", "placement", "transport", "is_causal", "needed"), [
+    (1, "contiguous", None, True, False), (2, "zigzag", "ppermute", True, True),
+    (2, "zigzag", "all_gather", True, True), (2, "zigzag", "all_gather", False, False),
+    (2, "striped", "all_gather", True, True), (2, "contiguous", "all_gather", True, True),
+    (1, "contiguous", "all_gather", True, True),
 ])  # fmt: skip
 def test_log_sum_exps_are_asked_for_only_where_parts_are_merged(
-    monkeypatch, n, placement, transport, needed
+    monkeypatch, n, placement, transport, is_causal, needed
 ):
-    """More implementations can serve a call without."""
-    asked = set()
+    """More implementations can serve a call without, and without an offset."""
+    asked, offsets = set(), []
 
     def attention_seen(*arrays, **options: Any):
         asked.add(options.get("return_residual", False))
+        offsets.append(options.get("q_offset"))
         return attention(*arrays, **options)
 
     monkeypatch.setattr(step, "attention", attention_seen)
     arrays = qkv(4 * n, 2, 2)
 
     def local(*arrays):
-        return ring_attention(*arrays, axis_name="seq", placement=placement, transport=transport)
+        return ring_attention(
+            *arrays, axis_name="seq", placement=placement, transport=transport, is_causal=is_causal
+        )
 
     call = jax.shard_map(local, mesh=mesh_of(n), in_specs=P(None, "seq"),
                          out_specs=P(None, "seq"), check_vma=False)  # fmt: skip
     out = jax.jit(call)(*(place(x, placement, n) for x in arrays))
     assert asked == {needed}
-    want = attention(*arrays, is_causal=True)
+    assert not any(offset is not None for offset in offsets)
+    want = attention(*arrays, is_causal=is_causal)
     assert_dtype_close(unplace(out, placement, n), want, "float32")
 
 
