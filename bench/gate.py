@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bench.case import WrongResult
@@ -26,6 +27,38 @@ def check(got: Any, want: Any, dtype: str) -> float:
     return max(_error(*pair, dtype) for pair in zip(got_leaves, want_leaves, strict=True))
 
 
+def check_on_devices(got: jax.Array, want: jax.Array, dtype: str) -> float:
+    """As `check`, of one array that is too large to be fetched; all of it must be finite.
+
+    Args:
+        got: A result.
+        want: The reference's, of the same sharding.
+        dtype: As in `check`.
+
+    Raises:
+        WrongResult: the error exceeds the tolerance, or a number is not finite.
+    """
+    if got.shape != want.shape:
+        raise WrongResult(f"shape {got.shape}, expected {want.shape}")
+    error, size = (float(x) for x in _norms(got, want))
+    if not np.isfinite([error, size]).all():
+        raise WrongResult("entries that should be finite are not")
+    return _within(error / size if size else error, dtype)
+
+
+@jax.jit
+def _norms(got: jax.Array, want: jax.Array) -> tuple[jax.Array, jax.Array]:
+    wide = want.astype(jnp.float32)
+    return jnp.linalg.norm((got.astype(jnp.float32) - wide).ravel()), jnp.linalg.norm(wide.ravel())
+
+
+def _within(error: float, dtype: str) -> float:
+    limit = TOLERANCES[dtype][0]
+    if error > limit:
+        raise WrongResult(f"relative RMS error {error:.1e} exceeds {limit:.1e}")
+    return error
+
+
 def _error(got: jax.Array, want: jax.Array, dtype: str) -> float:
     if got.shape != want.shape:
         raise WrongResult(f"shape {got.shape}, expected {want.shape}")
@@ -35,8 +68,4 @@ def _error(got: jax.Array, want: jax.Array, dtype: str) -> float:
         raise WrongResult("entries that should not be finite are others than expected")
     if not np.isfinite(got_np[finite]).all():
         raise WrongResult("entries that should be finite are not")
-    error = relative_rms(got_np[finite], want_np[finite])
-    limit = TOLERANCES[dtype][0]
-    if error > limit:
-        raise WrongResult(f"relative RMS error {error:.1e} exceeds {limit:.1e}")
-    return error
+    return _within(relative_rms(got_np[finite], want_np[finite]), dtype)

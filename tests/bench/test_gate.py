@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bench.case import Implementation, OpCase, WrongResult
-from bench.gate import check
+from bench.gate import check, check_on_devices
 
 WANT = jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)
 
@@ -29,6 +29,20 @@ def test_a_wrong_result_is_refused():
 def test_numbers_that_are_not_finite_are_refused(bad):
     with pytest.raises(WrongResult, match="finite"):
         check(WANT.at[1, 1].set(bad), WANT, "bfloat16")
+
+
+def test_a_large_array_is_judged_where_it_is():
+    assert check_on_devices(WANT, WANT, "float32") == 0.0
+    wrong = (WANT * 1.001).astype(jnp.bfloat16)
+    assert check_on_devices(wrong, WANT, "bfloat16") == pytest.approx(
+        check(wrong, WANT, "bfloat16"), rel=1e-3
+    )
+    with pytest.raises(WrongResult, match=r"error 1\.0e-02 exceeds 6\.0e-03"):
+        check_on_devices(WANT * 1.01, WANT, "bfloat16")
+    with pytest.raises(WrongResult, match="finite"):
+        check_on_devices(WANT.at[1, 1].set(jnp.nan), WANT, "bfloat16")
+    with pytest.raises(WrongResult, match=r"shape \(4, 3\), expected \(3, 4\)"):
+        check_on_devices(WANT.T, WANT, "bfloat16")
 
 
 def test_infinities_where_they_belong_are_accepted():
