@@ -3,11 +3,19 @@
 import pytest
 
 from tests.cli.command import write_tiny_model
+from tests.compiling import compiled_once
+
+
+@pytest.fixture(scope="package", autouse=True)
+def quickly(tmp_path_factory):
+    """Commands in this process compile the same programs once; others compile anew."""
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch):
-    """Tests compile anew and leave the user's cache alone."""
+    """The user's cache is left alone."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
 
 

@@ -19,9 +19,10 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def configured():
-    """The folder that JAX has been told."""
+    """The folder that JAX has been told: none yet."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", None)
     yield lambda: jax.config.jax_compilation_cache_dir
     for name, value in before.items():
         jax.config.update(name, value)

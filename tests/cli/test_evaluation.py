@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,10 +23,13 @@ def model():
     return Decoder(DecoderConfig.tiny(), dtype=jnp.float32)
 
 
+_forward = jax.jit(forward, static_argnames="fresh")
+
+
 def whole_nll(model, ids):
     """The same in one piece: all logits of one sequence."""
     cache = PagedKVCache.create(model.config, batch_size=1, max_len=512, dtype=jnp.float32)
-    hidden, _ = forward(model, jnp.asarray(ids)[None], cache, fresh=True)
+    hidden, _ = _forward(model, jnp.asarray(ids)[None], cache, fresh=True)
     scores = np.asarray(model.logits(hidden[0]), np.float64)[:-1]
     top = scores.max(axis=-1)
     total = top + np.log(np.exp(scores - top[:, None]).sum(axis=-1))
