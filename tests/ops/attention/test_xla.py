@@ -143,7 +143,7 @@ def test_gradients(options):
         return lambda *qkv: (call(*qkv)[0] * cotangent + call(*qkv)[1][..., None]).sum()
 
     def gradients(call):
-        return jax.grad(loss(call), argnums=(0, 1, 2))(*arrays)
+        return jax.jit(jax.grad(loss(call), argnums=(0, 1, 2)))(*arrays)
 
     got = gradients(lambda *qkv: attention(
         *qkv, **spec.options, implementation="xla", return_residual=True
