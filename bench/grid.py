@@ -42,7 +42,7 @@ class Grid:
         return {name: row for name, row in found.items() if row is not None}
 
     def ours(self, case: str) -> Row | None:
-        """The row that speaks for us: of the chooser, else of our kernel, else of its best tiling."""
+        """The row that speaks for us: the chooser's, else our kernel's, else its best tiling's."""
         rows = self.of(case)
         tilings = [row for name, row in rows.items() if name.startswith("mosaic-")]
         best = min(tilings, key=lambda row: row["median_us"], default=None)

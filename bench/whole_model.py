@@ -32,12 +32,15 @@ MODELS: dict[str, Callable[[], DecoderConfig]] = {
 }
 RUNNERS = ("dispatch", "xla", "plain_cudnn", "plain_xla")
 _WITHOUT = "dispatch-no-"
-_SEPARATE = "dispatch-separate-norms"
+_SEPARATE = {
+    "dispatch-separate-norms": "add_rms_norm=mosaic",
+    "dispatch-separate-rope": "rope_kv_write=mosaic",
+}
 ABLATIONS = (
     *(_WITHOUT + op for op in ("matmul", "decode_attention", "rope_kv_write", "add_rms_norm")),
-    _SEPARATE,
+    *_SEPARATE,
 )
-"""The engine with one op in plain JAX, or with `add_rms_norm` in launches of its own."""
+"""The engine with one op in plain JAX, or with a kernel for what a product would do beside."""
 
 # Two layers round a bfloat16 stream about a dozen times, 2^-9 each, and the last product once
 # more; float32 differs by the order of summation.
@@ -81,8 +84,8 @@ def _engine(name: str, model: Decoder, runner: str, rows: int, length: int) -> E
 
 def _forced(runner: str) -> str | None:
     """A runner as `EngineConfig.implementation`."""
-    if runner == _SEPARATE:
-        return "add_rms_norm=mosaic"
+    if runner in _SEPARATE:
+        return _SEPARATE[runner]
     if runner.startswith(_WITHOUT):
         return runner.removeprefix(_WITHOUT) + "=xla"
     return None if runner == "dispatch" else runner

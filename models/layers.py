@@ -18,6 +18,7 @@ from jaxinfer.pallas_kernels.matmul.epilogue import Gate
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens
 from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
+from jaxinfer.pallas_kernels.rope_kv_write.with_projection import project_rope_write
 
 
 def _sum_over(axis: str | None, x: jax.Array) -> jax.Array:
@@ -137,16 +138,14 @@ class Attention(nnx.Module):
         """
         config = self.config
         B, T, _ = x.shape
-        N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
-        bias = None if self.qkv_bias is None else self.qkv_bias[...]
-        qkv = matmul(x, self.qkv_proj[...], bias)
-        q, k, v = jnp.split(qkv, [N * H, (N + K) * H], axis=-1)
-        q, k, v = q.reshape(B, T, N, H), k.reshape(B, T, K, H), v.reshape(B, T, K, H)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, k_pages, v_pages = rope_kv_write(
-            q, k, v, *angles, k_pages, v_pages, page_table, start, num_tokens
-        )
+        pools = (k_pages, v_pages, page_table, start, num_tokens)
+        if T == 1 and shared is None and self.q_norm is None:
+            k = v = None  # only their pages are needed
+            q, k_pages, v_pages = project_rope_write(
+                x, self.qkv_proj[...], self._bias, *angles, *pools, num_heads=config.num_heads
+            )
+        else:
+            q, k, v, k_pages, v_pages = self._project(x, angles, pools)
         options: dict[str, Any] = {
             "scale": config.scale,
             "logits_softcap": config.attention_softcap,
@@ -170,7 +169,24 @@ class Attention(nnx.Module):
                 q, k_pages, v_pages, page_table=page_table, is_causal=True, q_offset=start,
                 query_seq_lengths=num_tokens, key_value_seq_lengths=start + num_tokens, **options,
             )  # fmt: skip
-        return out.reshape(B, T, N * H), k_pages, v_pages
+        return out.reshape(B, T, -1), k_pages, v_pages
+
+    @property
+    def _bias(self) -> jax.Array | None:
+        return None if self.qkv_bias is None else self.qkv_bias[...]
+
+    def _project(self, x: Tokens, angles, pools) -> tuple[jax.Array, ...]:
+        """Queries, keys and values `[B, T, heads, H]`, rotated, and both pools that hold them."""
+        config = self.config
+        B, T, _ = x.shape
+        N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+        qkv = matmul(x, self.qkv_proj[...], self._bias)
+        q, k, v = jnp.split(qkv, [N * H, (N + K) * H], axis=-1)
+        q, k, v = q.reshape(B, T, N, H), k.reshape(B, T, K, H), v.reshape(B, T, K, H)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, *pages = rope_kv_write(q, k, v, *angles, *pools)
+        return q, k, v, *pages
 
 
 class DecoderLayer(nnx.Module):

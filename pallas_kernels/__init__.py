@@ -16,6 +16,7 @@ from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm, divided
 from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
 from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
+from jaxinfer.pallas_kernels.rope_kv_write.with_projection import project_rope_write
 
 __all__ = [
     "Choice",
@@ -33,6 +34,7 @@ __all__ = [
     "matmul",
     "matmul_and_norm",
     "merge_attention",
+    "project_rope_write",
     "rope_kv_write",
     "supported",
     "use_device",

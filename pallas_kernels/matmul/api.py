@@ -15,6 +15,7 @@ from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.epilogue import GATES, Gate
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config, matmul_mosaic
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
+from jaxinfer.pallas_kernels.matmul.rotation import Rotation
 from jaxinfer.pallas_kernels.matmul.xla import matmul_xla
 
 NAME = "matmul"
@@ -95,17 +96,22 @@ def run_mosaic(
     bias: jax.Array | None,
     residual: jax.Array | None,
     norm: Norm | None = None,
+    rotation: Rotation | None = None,
     *,
     transposed: bool,
     gate: Gate | None,
     config: Config | None,
     choice: configs.Choice,
-) -> tuple[jax.Array, UndividedNorm | None]:
-    """The product and, if wanted, its norm by the kernel; NotSupported where it cannot serve."""
+) -> tuple[jax.Array, Any]:
+    """The product, and what goes with it, by the kernel; NotSupported where it cannot serve.
+
+    Arguments and results are those of `matmul_mosaic`.
+    """
     K, N = weight.shape[::-1] if transposed else weight.shape
-    M, gated, device = math.prod(x.shape[:-1]), gate is not None, current_device()
+    gated = gate is not None or rotation is not None  # a tile has two banks of weights
+    M, device = math.prod(x.shape[:-1]), current_device()
     beside: dict[str, Any] = {
-        "tiles": 1 + (residual is not None) + (norm is not None),
+        "tiles": 1 + (residual is not None) + (norm is not None) + (rotation is not None),
         "sums": norm is not None or isinstance(x, UndividedNorm),
     }
     tiling = config or configs.with_room(choice.config, device, M=M, gated=gated, **beside)
@@ -114,8 +120,8 @@ def run_mosaic(
     configs.check_fits(tiling, device, M=M, gated=gated, **beside)
     with jax.enable_x64(False):  # loops of the kernel count in int32
         return matmul_mosaic(
-            x, weight, bias, residual, norm, transposed=transposed, gate=gate, config=tiling,
-            num_sms=device.num_sms,
+            x, weight, bias, residual, norm, rotation, transposed=transposed, gate=gate,
+            config=tiling, num_sms=device.num_sms,
         )  # fmt: skip
 
 

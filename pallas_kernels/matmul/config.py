@@ -49,6 +49,7 @@ GRID = (
     Tiling(128, 64), Tiling(128, 64, cluster=2), Tiling(128, 64, ring_kib=96),
     Tiling(64, 128), Tiling(64, 128, ring_kib=96), Tiling(64, 64), Tiling(64, 64, ring_kib=96),
     Tiling(64, 128, split=2), Tiling(64, 128, split=2, ring_kib=96), Tiling(64, 128, split=4),
+    Tiling(64, 64, split=2),
 )  # fmt: skip
 
 

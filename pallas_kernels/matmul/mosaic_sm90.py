@@ -21,6 +21,7 @@ from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.cluster_sum import ClusterSum
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate, gated
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
+from jaxinfer.pallas_kernels.matmul.rotation import Heads, Rotation
 from jaxinfer.pallas_kernels.plgpu import pl
 
 # Layout inference of the newer semantics finds no layout for the transposed store used here.
@@ -110,13 +111,14 @@ def num_ctas(tiles: int, *, num_sms: int, cluster: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class _Shape:
-    """Static sizes; `out_n` columns of the result, from `banks` weights each."""
+    """Static sizes; `columns` of the weight, which tiles share in `banks` of `block_n` each."""
 
     M: int
     K: int
-    out_n: int
+    columns: int
     transposed: bool
     gate: Gate | None
+    heads: Heads | None
     eps: float
     square_tiles: int
     config: Config
@@ -124,7 +126,23 @@ class _Shape:
 
     @property
     def banks(self) -> int:
-        return 1 if self.gate is None else 2
+        return 1 if self.gate is None and self.heads is None else 2
+
+    @property
+    def out_n(self) -> int:
+        """Columns of the result."""
+        if self.heads is not None:
+            return self.heads.N * self.heads.H
+        return self.columns // self.banks
+
+    @property
+    def between_banks(self) -> int:
+        """Columns from a tile's place in one bank to that in the next."""
+        return self.columns // 2 if self.heads is None else self.heads.H // 2
+
+    def column(self, tile):
+        """First column of a tile in the first bank."""
+        return tile * (self.config.block_n if self.heads is None else self.heads.H)
 
     @property
     def rows(self) -> int:
@@ -133,11 +151,11 @@ class _Shape:
 
     @property
     def tiles(self) -> int:
-        return self.out_n // self.config.block_n
+        return self.columns // (self.banks * self.config.block_n)
 
     @property
     def partial(self) -> ClusterSum | None:
-        return self.config.partial(self.M, gated=self.gate is not None)
+        return self.config.partial(self.M, gated=self.banks > 1)
 
     @property
     def ctas(self) -> int:
@@ -164,21 +182,28 @@ def matmul_mosaic(
     bias: jax.Array | None = None,
     residual: jax.Array | None = None,
     norm: Norm | None = None,
+    rotation: Rotation | None = None,
     *,
     transposed: bool = False,
     gate: Gate | None = None,
     config: Config,
     num_sms: int,
-) -> tuple[jax.Array, UndividedNorm | None]:
-    """Multiply with the Hopper kernel; shapes and meaning as in `api` and `with_norm`."""
+) -> tuple[jax.Array, Any]:
+    """Multiply with the Hopper kernel; shapes and meaning as in `api`, `with_norm` and `rotation`.
+
+    Returns:
+        The product, and with `norm` its `UndividedNorm`; with `rotation` the query heads, and both
+        pools with the new keys and values.
+    """
     undivided = x if isinstance(x, UndividedNorm) else None
     values: jax.Array = x.values if isinstance(x, UndividedNorm) else x
     *leading, K = values.shape
     tokens = values.reshape(-1, K)
     N = weight.shape[0 if transposed else 1]
     shape = _Shape(
-        M=tokens.shape[0], K=K, out_n=N if gate is None else N // 2, transposed=transposed,
-        gate=gate, eps=0.0 if undivided is None else undivided.eps,
+        M=tokens.shape[0], K=K, columns=N, transposed=transposed, gate=gate,
+        heads=None if rotation is None else rotation.heads,
+        eps=0.0 if undivided is None else undivided.eps,
         square_tiles=0 if undivided is None else undivided.tiles, config=config, num_sms=num_sms,
     )  # fmt: skip
     dtype = tokens.dtype
@@ -201,7 +226,7 @@ def matmul_mosaic(
     )
     result = jax.ShapeDtypeStruct((shape.M, shape.out_n), dtype)
     outputs = {"out": result}
-    inputs = {"x": tokens, "weight": weight}
+    inputs: dict[str, Any] = {"x": tokens, "weight": weight}
     if undivided is not None:
         inputs["squares"] = undivided.squares
     if bias is not None:
@@ -216,6 +241,16 @@ def matmul_mosaic(
         sums = -(-shape.tiles // _SUMS) * _SUMS
         outputs["values"] = result
         outputs["sums"] = jax.ShapeDtypeStruct((sums, shape.rows), jnp.float32)
+    if rotation is not None:
+        scratch["second_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
+        beyond = ((0, shape.rows - shape.M), (0, 0))
+        inputs["cos"], inputs["sin"] = (
+            jnp.pad(x.astype(jnp.float32), beyond).T for x in (rotation.cos, rotation.sin)
+        )
+        inputs["page"], inputs["slot"] = rotation.page, rotation.slot
+        inputs["k_pages"], inputs["v_pages"] = (
+            jax.new_ref(x) for x in (rotation.k_pages, rotation.v_pages)
+        )
     if shape.partial is not None:
         scratch |= shape.partial.scratch()
         outputs |= shape.partial.outputs(shape.tiles)
@@ -235,6 +270,8 @@ def matmul_mosaic(
     )
     results = dict(zip(outputs, kernel(*inputs.values()), strict=True))
     out = results["out"].reshape(*leading, shape.out_n)
+    if rotation is not None:
+        return out, tuple(jax.freeze(inputs[name]) for name in ("k_pages", "v_pages"))
     if norm is None:
         return out, None
     values = results["values"].reshape(out.shape)
@@ -244,7 +281,7 @@ def matmul_mosaic(
 def _body(
     shape: _Shape, names: tuple[str, ...], *refs, x_smem, w_smem, out_smem, ready, free,
     residual_smem: Any = None, residual_ready: Any = None, values_smem: Any = None,
-    mailbox: Any = None, arrived: Any = None,
+    second_smem: Any = None, mailbox: Any = None, arrived: Any = None,
 ):  # fmt: skip
     gmem = dict(zip(names, refs, strict=True))
     x_gmem, w_gmem, out_gmem = gmem["x"], gmem["weight"], gmem["out"]
@@ -263,8 +300,7 @@ def _body(
 
     def first_column(wave):
         """Of the CTA's tile; CTAs without one go along, so that their cluster stays in step."""
-        tile = lax.min(cta + wave * shape.ctas, jnp.int32(shape.tiles - 1))
-        return tile * config.block_n
+        return shape.column(lax.min(cta + wave * shape.ctas, jnp.int32(shape.tiles - 1)))
 
     @pl.when(role == 0)
     def _load():
@@ -285,7 +321,7 @@ def _body(
             depth = pl.ds(step * config.block_k, config.block_k)
             column = first_column(lax.div(i, k_steps))
             for bank in range(shape.banks):
-                columns = pl.ds(column + bank * shape.out_n, config.block_n)
+                columns = pl.ds(column + bank * shape.between_banks, config.block_n)
                 tile = w_gmem.at[columns, depth] if shape.transposed else w_gmem.at[depth, columns]
                 plgpu.copy_gmem_to_smem(tile, w_smem.at[slot, bank], ready.at[slot])
             plgpu.copy_gmem_to_smem(
@@ -302,6 +338,13 @@ def _body(
         plgpu.set_max_registers(232, action="increase")
         # Loaded now, used after the product: nobody waits for them.
         squares = _squares(shape, gmem["squares"]) if "squares" in gmem else None
+        angles, places = [], []
+        if shape.heads is not None:
+            angles = [
+                plgpu.load(gmem[name], layout=plgpu.Layout.WGMMA, optimized=False)
+                for name in ("cos", "sin")
+            ]
+            places = [(gmem["page"][token], gmem["slot"][token]) for token in range(shape.M)]
 
         def finish(banks, wave, column):
             """What follows the product, and the way to global memory."""
@@ -312,9 +355,25 @@ def _body(
                 banks = [bank * lax.broadcast_in_dim(scale, bank.shape, [1]) for bank in banks]
             if "bias" in gmem:
                 banks = [
-                    bank + _of_columns(gmem["bias"], column + i * shape.out_n, bank.shape)
+                    bank + _of_columns(gmem["bias"], column + i * shape.between_banks, bank.shape)
                     for i, bank in enumerate(banks)
                 ]
+            if shape.heads is not None:
+                head = lax.div(column, jnp.int32(shape.heads.H))
+                halves = shape.heads.rotated(banks, head, angles)
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                tiles = (out_smem, second_smem)
+                for tile, half in zip(tiles, halves, strict=True):
+                    _stage(tile, half.astype(tile.dtype))
+                plgpu.commit_smem()
+
+                @pl.when(cta + wave * shape.ctas < shape.tiles)
+                def _store_head():
+                    assert shape.heads is not None, "asked above"
+                    pages = gmem["k_pages"], gmem["v_pages"]
+                    shape.heads.store(tiles, head, places, out_gmem, *pages)
+
+                return
             result = banks[0] if shape.gate is None else gated(shape.gate, *banks)
             if "residual" in gmem:
                 plgpu.barrier_wait(residual_ready)

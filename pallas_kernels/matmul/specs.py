@@ -112,6 +112,7 @@ def _layer(
 
 
 _LLAMA_3_8B = functools.partial(_layer, "llama-3-8b", D=4096, heads=4096, qkv=6144, F=14_336)
+_SMOLLM2 = functools.partial(_layer, "smollm2-135m", D=576, heads=576, qkv=960, F=1536)
 _OTHERS = (
     functools.partial(_layer, "llama-2-7b", D=4096, heads=4096, qkv=12_288, F=11_008),
     functools.partial(_layer, "qwen2.5-7b", D=3584, heads=3584, qkv=4608, F=18_944, bias=True),
@@ -121,6 +122,7 @@ _OTHERS = (
 
 SPECS: tuple[MatmulSpec, ...] = (
     *(spec for M in (1, 8, 16, 32, 64, 128) for spec in _LLAMA_3_8B(M)),
+    *(spec for M in (1, 8, 64) for spec in _SMOLLM2(M)),
     *(spec for of in _OTHERS for M in (1, 8, 64) for spec in of(M, tag="stress")),
     MatmulSpec(model="ci", M=8, K=128, N=128, tag="ci"),
     MatmulSpec(model="ci", M=1, K=192, N=192, bias=True, tag="ci"),

@@ -72,12 +72,7 @@ def rope_kv_write(
     >>> int(keys[1, 0, 3:5].sum()), int(keys.sum())
     (8, 8)
     """
-    _check_ranks(
-        q=(q, 4), k=(k, 4), v=(v, 4), cos=(cos, 3), sin=(sin, 3), k_pages=(k_pages, 4),
-        v_pages=(v_pages, 4), page_table=(page_table, 2), start=(start, 1),
-        num_tokens=(num_tokens, 1),
-    )  # fmt: skip
-    _check(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
+    check_shapes(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
     arguments = (
         q, k, v, cos, sin, k_pages, v_pages, page_table,
         start.astype(jnp.int32), num_tokens.astype(jnp.int32),
@@ -111,6 +106,16 @@ def _check_mosaic(q, k) -> None:
     heads = N + 2 * K
     if heads > most:
         raise refuse(f"N + 2·K = {heads} heads at head_dim {H}", f"at most {most}")
+
+
+def check_shapes(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens) -> None:
+    """Raise ValueError or TypeError for arguments that no implementation takes."""
+    _check_ranks(
+        q=(q, 4), k=(k, 4), v=(v, 4), cos=(cos, 3), sin=(sin, 3), k_pages=(k_pages, 4),
+        v_pages=(v_pages, 4), page_table=(page_table, 2), start=(start, 1),
+        num_tokens=(num_tokens, 1),
+    )  # fmt: skip
+    _check(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
 
 
 def _check_ranks(**arrays) -> None:

@@ -1,0 +1,140 @@
+"""`project_rope_write`: the projection to queries, keys and values, rotation and cache write."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxinfer.pallas_kernels.device import current_device
+from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose, is_forced
+from jaxinfer.pallas_kernels.matmul import config as configs
+from jaxinfer.pallas_kernels.matmul.api import check, matmul, run_mosaic
+from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.matmul.norm import Tokens, UndividedNorm
+from jaxinfer.pallas_kernels.matmul.rotation import MAX_TOKENS, Rotation
+from jaxinfer.pallas_kernels.rope_kv_write.api import check_shapes, rope_kv_write
+
+NAME = "rope_kv_write"
+
+
+def project_rope_write(
+    x: Float[Array, "B 1 D"] | UndividedNorm,
+    weight: Float[Array, "D columns"],
+    bias: Float[Array, "columns"] | None,
+    cos: Float[Array, "B 1 half"],
+    sin: Float[Array, "B 1 half"],
+    k_pages: Float[Array, "P K p H"],
+    v_pages: Float[Array, "P K p H"],
+    page_table: Int[Array, "B M"],
+    start: Int[Array, "B"],
+    num_tokens: Int[Array, "B"],
+    *,
+    num_heads: int,
+    implementation: Implementation = None,
+    config: Config | None = None,
+) -> tuple[Float[Array, "B 1 N H"], Float[Array, "P K p H"], Float[Array, "P K p H"]]:
+    """Project one token per request, rotate its queries and keys, and write its keys and values.
+
+    `matmul` and then `rope_kv_write`; where the kernel can serve, one launch for both.
+
+    Args:
+        x: `[B, 1, D]` tokens, or a norm that the product still has to divide.
+        weight: `[D, (N + 2·K)·H]`, columns of queries, keys, values.
+        bias: `[(N + 2·K)·H]`, or None.
+        cos: As for `rope_kv_write`, and so are the arguments up to `num_tokens`.
+        sin: `[B, 1, H/2]`.
+        k_pages: `[P, K, p, H]`.
+        v_pages: `[P, K, p, H]`.
+        page_table: `[B, M]`.
+        start: `[B]`.
+        num_tokens: `[B]`, 0 or 1.
+        num_heads: N.
+        implementation: `"mosaic"` is one launch; `"xla"` is all in plain JAX; None: one launch
+            where it can serve and nobody forces an implementation of `matmul` or `rope_kv_write`,
+            else those two ops, each as it chooses.
+        config: Tiling of the product, as for `matmul`; `block_n` must be H/2.
+
+    Returns:
+        Rotated queries `[B, 1, N, H]`, and both pools with the new tokens.
+
+    Raises:
+        ValueError: as `matmul` and `rope_kv_write`.
+        TypeError: as `matmul` and `rope_kv_write`.
+        NotSupported: the implementation asked for by name cannot serve the call.
+
+    Numerics: one launch rotates the product in float32 and rounds once; two ops round it before.
+
+    >>> x, weight = jnp.ones((1, 1, 4)), jnp.ones((4, 12))
+    >>> one, zero, pages = jnp.ones((1, 1, 2)), jnp.zeros((1, 1, 2)), jnp.zeros((2, 1, 16, 4))
+    >>> place = jnp.array([[1]]), jnp.array([3]), jnp.array([1])
+    >>> arrays = (x, weight, None, one, zero, pages, pages, *place)
+    >>> q, keys, _ = project_rope_write(*arrays, num_heads=1)
+    >>> q.shape, int(keys[1, 0, 3].sum()), int(keys.sum())
+    ((1, 1, 1, 4), 16, 16)
+    """
+    check(x, weight, bias, None, False, None)
+    _, K, _, H = k_pages.shape
+    B = x.shape[0]
+    if weight.shape[1] != (num_heads + 2 * K) * H:
+        raise ValueError(
+            f"weight must have (N + 2·K)·H = {(num_heads + 2 * K) * H} columns; got {weight.shape}"
+        )
+    q, kv = (jax.ShapeDtypeStruct((B, 1, heads, H), x.dtype) for heads in (num_heads, K))
+    check_shapes(q, kv, kv, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
+
+    def separate(name: Implementation = None) -> tuple[jax.Array, jax.Array, jax.Array]:
+        product = matmul(x, weight, bias, implementation=name)
+        q, k, v = jnp.split(product, [num_heads * H, (num_heads + K) * H], axis=-1)
+        q, k, v = (part.reshape(B, 1, -1, H) for part in (q, k, v))
+        q, _, keys, values = rope_kv_write(
+            q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens, implementation=name
+        )
+        return q, keys, values
+
+    def mosaic() -> tuple[jax.Array, jax.Array, jax.Array]:
+        if (refusal := _refusal(x, H)) is not None:
+            raise refusal
+        tiling = config or _tiling(x, H)
+        page, slot = _places(page_table, start, num_tokens, page_size=k_pages.shape[2])
+        rotation = Rotation(cos[:, 0], sin[:, 0], page, slot, k_pages, v_pages, num_heads)
+        choice = configs.Choice(order=("mosaic",), config=tiling)
+        queries, (keys, values) = run_mosaic(
+            x, weight, bias, None, None, rotation, transposed=False, gate=None, config=tiling,
+            choice=choice,
+        )  # fmt: skip
+        return queries.reshape(B, 1, num_heads, H), keys, values
+
+    candidates = {"mosaic": mosaic, "xla": functools.partial(separate, "xla")}
+    if implementation is None:
+        if is_forced("matmul") or is_forced(NAME) or _refusal(x, H) is not None:
+            return separate()
+        candidates["xla"] = separate
+    return choose(NAME, implementation, candidates, ("mosaic", "xla"))
+
+
+def _places(page_table, start, num_tokens, *, page_size: int) -> tuple[jax.Array, jax.Array]:
+    """`[B]` page and slot of every token; page -1 if it is none."""
+    start = start.astype(jnp.int32)
+    page = jnp.take_along_axis(page_table, start[:, None] // page_size, axis=1)[:, 0]
+    page = jnp.where(num_tokens > 0, page, -1)
+    return page.astype(jnp.int32), start % page_size
+
+
+def _tiling(x: Tokens, head_dim: int) -> Config | None:
+    """A head per tile, with the deepest ring that fits."""
+    tiling = configs.Tiling(head_dim // 2, 64)
+    return configs.deepest(current_device(), tiling, M=x.shape[0], gated=True)
+
+
+def _refusal(x: Tokens, head_dim: int) -> NotSupported | None:
+    """Why one launch cannot serve; None if it can, as far as the product allows."""
+    refuse = functools.partial(NotSupported, NAME, "mosaic")
+    device, M = current_device(), x.shape[0]
+    if not device.is_hopper:
+        return refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
+    if M > MAX_TOKENS:
+        return refuse(f"{M} tokens with their projection", f"1 to {MAX_TOKENS}")
+    if head_dim not in (128, 256):
+        return refuse(f"head_dim {head_dim} with the projection", "128, 256")
+    return None

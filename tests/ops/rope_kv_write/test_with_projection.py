@@ -1,0 +1,184 @@
+"""`project_rope_write`: one launch against two ops, simulated and on the GPU."""
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.device import CPU, use_device
+from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, force_implementation
+from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm
+from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
+from jaxinfer.pallas_kernels.rope_kv_write.with_projection import project_rope_write
+from tests.metrics import assert_dtype_close
+from tests.ops.cases import normal, same_bits
+
+PAGE = 16
+
+
+def arrays(B, N, K, H, D, *, bias=False, dtype="bfloat16", absent=()) -> tuple[Any, ...]:
+    """Arguments of a call; every request has two pages of its own, `absent` ones no token."""
+    columns, pool = (N + 2 * K) * H, (2 * B + 1, K, PAGE, H)
+    angles = 6 * jax.random.uniform(jax.random.key(9), (B, 1, H // 2))
+    table = jax.random.permutation(jax.random.key(10), 2 * B).reshape(B, 2) + 1
+    start = jax.random.randint(jax.random.key(11), (B,), 0, 2 * PAGE)
+    return (
+        normal(1, (B, 1, D), dtype), normal(2, (D, columns), dtype, D**-0.5),
+        normal(3, (columns,), dtype) if bias else None, jnp.cos(angles), jnp.sin(angles),
+        normal(4, pool, dtype), normal(5, pool, dtype), table.astype(jnp.int32), start,
+        jnp.asarray([int(b not in absent) for b in range(B)]),
+    )  # fmt: skip
+
+
+def run(hopper, given, num_heads, implementation="mosaic", **more):
+    call = functools.partial(
+        project_rope_write, num_heads=num_heads, implementation=implementation, **more
+    )
+    return hopper.run(call, *given, num_sms=8)
+
+
+def want(given, num_heads):
+    """The two ops in float32."""
+    wide: Any = [
+        x if x is None or jnp.issubdtype(x.dtype, jnp.integer) else x.astype("float32")
+        for x in given
+    ]
+    return project_rope_write(*wide, num_heads=num_heads, implementation="xla")
+
+
+def agree(got, want, dtype):
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == dtype
+        assert_dtype_close(np.asarray(one, np.float32) / 4, np.asarray(other) / 4, dtype)
+
+
+@pytest.mark.parametrize(("B", "N", "K", "H", "D", "options"), [
+    (1, 2, 1, 128, 128, {}),
+    (3, 2, 1, 128, 192, {"bias": True}),
+    (5, 1, 1, 256, 64, {}),
+    (8, 4, 2, 128, 64, {"dtype": "float16"}),
+    (16, 1, 1, 128, 64, {"bias": True}),
+], ids=str)  # fmt: skip
+def test_matches_the_two_ops(hopper, B, N, K, H, D, options):
+    given = arrays(B, N, K, H, D, **options)
+    config = Config(block_n=H // 2, block_k=64, stages=2)
+    agree(run(hopper, given, N, config=config), want(given, N), given[0].dtype)
+
+
+@pytest.mark.parametrize("num_sms", [2, 3])
+def test_more_heads_than_ctas(hopper, num_sms):
+    given = arrays(2, 4, 2, 128, 128)
+    kernel = functools.partial(
+        project_rope_write, num_heads=4, implementation="mosaic",
+        config=Config(block_n=64, block_k=64, stages=2),
+    )  # fmt: skip
+    agree(hopper.run(kernel, *given, num_sms=num_sms), want(given, 4), "bfloat16")
+
+
+def test_ctas_that_share_the_depth_of_a_head(hopper):
+    given = arrays(4, 2, 1, 128, 512, bias=True)
+    config = Config(block_n=64, block_k=64, stages=2, split=2)
+    agree(run(hopper, given, 2, config=config), want(given, 2), "bfloat16")
+
+
+def test_absent_tokens_are_written_nowhere(hopper):
+    given = arrays(4, 1, 1, 128, 64, absent=(1, 3))
+    x, *rest = given
+    x = x.at[1].set(jnp.nan)
+    rest[6] = rest[6].at[1].set(10_000)
+    rest[7] = rest[7].at[3].set(10_000)
+    q, *pools = run(hopper, (x, *rest), 1)
+    agree((q[jnp.array([0, 2])], *pools), (want(given, 1)[0][::2], *want(given, 1)[1:]), "bfloat16")
+
+
+def test_a_norm_that_is_not_divided(hopper):
+    given = arrays(3, 2, 1, 128, 128)
+    stream, weight = (
+        normal(20, (3, 1, 128), "bfloat16", 3.0),
+        normal(21, (64, 128), "bfloat16", 0.1),
+    )
+    norm = Norm(1 + normal(22, (128,), "bfloat16", 0.1), 1e-5)
+
+    def both(stream, *rest, implementation):
+        first = normal(23, (3, 1, 64), "bfloat16")
+        _, normed = matmul_and_norm(
+            first, weight, residual=stream, norm=norm, implementation=implementation
+        )
+        assert isinstance(normed, UndividedNorm) == (implementation == "mosaic")
+        return project_rope_write(normed, *rest, num_heads=2, implementation=implementation)
+
+    got = hopper.run(functools.partial(both, implementation="mosaic"), stream, *given[1:])
+    other = jax.jit(functools.partial(both, implementation="xla"))(stream, *given[1:])
+    for one, two in zip(got, other, strict=True):
+        assert_dtype_close(
+            np.asarray(one, np.float32) / 4, np.asarray(two, np.float32) / 4, "bfloat16"
+        )
+
+
+def test_pools_outside_the_call_keep_their_bits_and_runs_are_equal(hopper):
+    given = arrays(2, 1, 1, 128, 64)
+    before = [pool.copy() for pool in given[5:7]]
+    same_bits(run(hopper, given, 1), run(hopper, given, 1))
+    same_bits(given[5:7], before)
+
+
+@pytest.mark.gpu
+def test_donated_pools_are_updated_in_place(hopper_gpu):
+    given = arrays(2, 2, 1, 128, 256)
+    expected = run(hopper_gpu, given, 2)
+    call = functools.partial(project_rope_write, num_heads=2, implementation="mosaic")
+    addresses = [given[i].unsafe_buffer_pointer() for i in (5, 6)]
+    got = hopper_gpu.run(jax.jit(call, donate_argnums=(5, 6)), *given)
+    assert [pool.unsafe_buffer_pointer() for pool in got[1:]] == addresses
+    same_bits(got, expected)
+
+
+@pytest.mark.parametrize(("B", "N", "K", "H", "D"), [
+    (1, 32, 8, 128, 4096), (8, 32, 8, 128, 4096), (16, 32, 32, 128, 4096), (2, 8, 4, 256, 2560),
+])  # fmt: skip
+def test_lowers(h100, B, N, K, H, D):
+    shapes = jax.eval_shape(lambda: arrays(B, N, K, H, D, bias=True))
+    call = functools.partial(project_rope_write, num_heads=N)
+    text = plgpu.lower_for_cuda(call, *shapes, spec=h100)
+    assert text.count("custom_call @mosaic_gpu") == 1
+
+
+@pytest.mark.parametrize(("sizes", "argument"), [
+    ((17, 1, 1, 128, 64), "17 tokens with their projection"),
+    ((2, 3, 1, 64, 64), "head_dim 64 with the projection"),
+])  # fmt: skip
+def test_what_one_launch_cannot_do_two_ops_do(h100, sizes, argument):
+    given = arrays(*sizes)
+    with pytest.raises(NotSupported, match=re.escape(argument)):
+        project_rope_write(*given, num_heads=sizes[1], implementation="mosaic")
+    jax.eval_shape(lambda: project_rope_write(*given, num_heads=sizes[1]))
+    assert choices()["rope_kv_write"].implementation == "mosaic"
+    assert choices()["matmul"].implementation in ("mosaic", "xla")
+
+
+def test_one_launch_needs_hopper():
+    with use_device(CPU), pytest.raises(NotSupported, match="device 'cpu'"):
+        project_rope_write(*arrays(1, 1, 1, 128, 64), num_heads=1, implementation="mosaic")
+
+
+@pytest.mark.parametrize("op", ["matmul", "rope_kv_write"])
+def test_each_of_the_two_ops_can_be_switched_off(h100, op):
+    """Then both are calls of their own, so that a benchmark shows what one is worth."""
+    given = arrays(1, 2, 1, 128, 128)
+    with force_implementation("xla", op=op):
+        lowered = jax.make_jaxpr(lambda: project_rope_write(*given, num_heads=2))()
+    assert choices()[op].implementation == "xla"
+    assert str(lowered).count("name=flat_matmul") + str(lowered).count("name=rope_kv_write") <= 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_columns_that_are_not_the_heads():
+    given = arrays(1, 2, 1, 128, 64)
+    with pytest.raises(ValueError, match=re.escape("weight must have (N + 2·K)·H = 640 columns")):
+        project_rope_write(*given, num_heads=3)
