@@ -23,7 +23,6 @@ from jaxinfer.sampling_params import SamplingParams
 from tests.engine.small import compilations, prompts
 from tests.models import real
 from tests.models.families import CONFIGS, weights_of
-from tests.ops.cases import quick_compilation
 from tests.paths import model_path, needs_model
 
 NINE = DecoderConfig.tiny(
@@ -31,6 +30,7 @@ NINE = DecoderConfig.tiny(
 )
 SHAPES = {"llama-9-3": NINE, **{name: CONFIGS[name] for name in ("qwen2", "qwen3", "gemma3")}}
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
+PAGES = 6
 
 
 @functools.cache
@@ -42,11 +42,17 @@ def decoder(name: str) -> Decoder:
 
 def llm(name: str, mesh: str | Mesh | None, **options) -> LLM:
     sizes = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 128,
-             "num_gpu_blocks_override": 20, "block_size": 16}  # fmt: skip
+             "num_gpu_blocks_override": PAGES, "block_size": 16}  # fmt: skip
     made = LLM((decoder(name), None), mesh=mesh, **(sizes | options))  # type: ignore[arg-type]
     for engine in made.engines:
         engine._checked = True
     return made
+
+
+@functools.cache
+def shared_llm(name: str, mesh: str) -> LLM:
+    """One for several tests, so that it is compiled once; each leaves it idle."""
+    return llm(name, mesh)
 
 
 def questions(name: str) -> list[list[int]]:
@@ -60,7 +66,8 @@ def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
 
 @functools.cache
 def expected(name: str) -> list[list[int]]:
-    return tokens(llm(name, None).generate(questions(name), GREEDY))
+    made = llm(name, None, num_gpu_blocks_override=20)
+    return tokens(made.generate(questions(name), GREEDY))
 
 
 CASES = [(name, 2) for name in SHAPES] + [("llama-9-3", n) for n in (1, 3, 4)] + [("gemma3", 4)]
@@ -69,10 +76,11 @@ CASES = [(name, 2) for name in SHAPES] + [("llama-9-3", n) for n in (1, 3, 4)] +
 @pytest.mark.parametrize(("name", "n"), CASES)
 def test_greedy_answers_are_those_of_one_device(name, n):
     """Prompts in several chunks, more requests than rows, pages that run out."""
-    made = llm(name, f"tensor={n}", num_gpu_blocks_override=6)
+    made = shared_llm(name, f"tensor={n}")
+    before = made.engine.metrics.preemptions
     assert tokens(made.generate(questions(name), GREEDY)) == expected(name)
-    assert made.engine.metrics.preemptions > 0
-    assert made.engine.pages.num_free == 6
+    assert made.engine.metrics.preemptions > before
+    assert made.engine.pages.num_free == PAGES
 
 
 def test_sampled_answers_and_log_probabilities():
@@ -85,8 +93,7 @@ def test_sampled_answers_and_log_probabilities():
         SamplingParams(temperature=0, min_tokens=5, max_tokens=12, logprobs=0),
     ]
     asked = questions("qwen2")
-    with quick_compilation():
-        want, got = (llm("qwen2", mesh).generate(asked, params) for mesh in (None, "tensor=3"))
+    want, got = (llm("qwen2", mesh).generate(asked, params) for mesh in (None, "tensor=3"))
     assert tokens(got) == tokens(want)
     for field in ("logprobs", "prompt_logprobs"):
         holders = [(o.outputs[0], p.outputs[0]) if field == "logprobs" else (o, p)
@@ -101,7 +108,7 @@ def test_sampled_answers_and_log_probabilities():
 
 def test_nothing_is_compiled_again():
     """What comes back from a step goes into the next from the same places."""
-    made = llm("qwen2", "tensor=2")
+    made = shared_llm("qwen2", "tensor=2")
     made.generate(questions("qwen2"), GREEDY)
     known = made.engine.runner.programs
     with compilations() as compiled:
@@ -117,7 +124,7 @@ def test_nothing_is_compiled_again():
 
 
 def test_pages_come_back_after_they_were_lost():
-    made = llm("qwen2", "tensor=2")
+    made = shared_llm("qwen2", "tensor=2")
     made.engine.runner._pages[1][0].delete()
     made.engine.runner.reset_if_lost()
     assert tokens(made.generate(questions("qwen2"), GREEDY)) == expected("qwen2")
@@ -175,7 +182,7 @@ def test_copies_share_the_arrays_of_the_weights():
 
 
 def test_streams_and_names_over_copies():
-    made = llm("qwen2", "data=2")
+    made = shared_llm("qwen2", "data=2")
     streams = [made.stream(prompt, GREEDY) for prompt in questions("qwen2")[:3]]
     found = [[], [], []]
     for _ in range(40):
@@ -201,7 +208,7 @@ def test_streams_and_names_over_copies():
 
 
 def test_an_error_loses_nothing_that_another_copy_has_delivered(monkeypatch):
-    made = llm("qwen2", "data=2")
+    made = shared_llm("qwen2", "data=2")
     shared = Replicas(made.engines)
     for _ in range(2):
         shared.add_request([1, 2, 3], GREEDY)

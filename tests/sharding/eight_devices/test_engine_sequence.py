@@ -21,7 +21,6 @@ from jaxinfer.sampling_params import SamplingParams
 from tests.engine.small import compilations
 from tests.models import real
 from tests.models.families import weights_of
-from tests.ops.cases import quick_compilation
 from tests.paths import model_path, needs_model
 
 NINE = DecoderConfig.tiny(
@@ -60,8 +59,7 @@ def tokens(outputs: list[RequestOutput]) -> list[list[int]]:
 
 @functools.cache
 def expected() -> list[list[int]]:
-    with quick_compilation():
-        return tokens(llm(None).generate(questions(), GREEDY))
+    return tokens(llm(None).generate(questions(), GREEDY))
 
 
 @pytest.mark.parametrize(
@@ -72,14 +70,13 @@ def test_greedy_answers_are_those_of_one_device(mesh, pages, preempts):
 
     Everybody keeps room for one more page, so that only answers of several pages are preempted.
     """
-    with quick_compilation():
-        made = llm(mesh, num_gpu_blocks_override=pages)
-        assert tokens(made.generate(questions(), GREEDY)) == expected()
-        known = made.engine.runner.programs
-        with compilations() as compiled:  # what comes back from a step goes in from there
-            made.generate(questions(), GREEDY)
-        assert made.engine.runner.programs == known
-        assert compiled == [0]
+    made = llm(mesh, num_gpu_blocks_override=pages)
+    assert tokens(made.generate(questions(), GREEDY)) == expected()
+    known = made.engine.runner.programs
+    with compilations() as compiled:  # what comes back from a step goes in from there
+        made.generate(questions(), GREEDY)
+    assert made.engine.runner.programs == known
+    assert compiled == [0]
     engine = made.engine
     assert isinstance(engine, Engine)
     assert engine.config.page_size == 16 * int(mesh[4])
@@ -94,8 +91,7 @@ def test_sampled_answers_and_log_probabilities():
         SamplingParams(temperature=0.7, top_k=20, max_tokens=12),
     ]
     asked = [questions()[i] for i in (3, 5, 4)]
-    with quick_compilation():
-        want, got = (llm(mesh).generate(asked, params) for mesh in (None, "seq=3"))
+    want, got = (llm(mesh).generate(asked, params) for mesh in (None, "seq=3"))
     assert tokens(got) == tokens(want)
     mine, theirs = (output[1].prompt_logprobs or [] for output in (got, want))
     assert len(mine) == len(theirs) == 77
@@ -132,9 +128,8 @@ def test_a_cache_of_the_same_memory_holds_n_times_as_much(monkeypatch):
 
 def test_perplexity():
     ids = np.random.default_rng(2).integers(0, 97, 40)
-    with quick_compilation():
-        want = token_nll(decoder(), ids, window=23, stride=12)
-        got = token_nll(decoder().divide("seq=4"), ids, window=23, stride=12)
+    want = token_nll(decoder(), ids, window=23, stride=12)
+    got = token_nll(decoder().divide("seq=4"), ids, window=23, stride=12)
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
