@@ -23,5 +23,6 @@ workers=${WORKERS:-$(( cores < 8 ? cores : 8 ))}
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=$(( cores / workers > 0 ? cores / workers : 1 ))
 # Processes that share a GPU must not each take most of its memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
-echo "+ pytest -n $workers $*"
-exec "$python" -m pytest -n "$workers" -q "$@" </dev/null
+# Neighbours stay together, which share what they compile, until a process has nothing left to do.
+echo "+ pytest -n $workers --dist worksteal $*"
+exec "$python" -m pytest -n "$workers" --dist worksteal -q "$@" </dev/null
