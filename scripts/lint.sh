@@ -10,11 +10,20 @@ check() {
   "$bin/$@" </dev/null || failed+=("$*")
 }
 
+# Types take about as long as the examples, and one core each.
+types=$(mktemp)
+"$bin/pyright" </dev/null >"$types" 2>&1 &
+pyright=$!
+trap 'kill "$pyright" 2>/dev/null; rm -f "$types"' EXIT
+
 check ruff check --quiet .
 check ruff format --check --quiet .
-check pyright
 check python -m pytest -q --doctest-modules jaxinfer bench
 check python scripts/doctest_markdown.py README.md CONTRIBUTING.md docs
+
+echo "+ pyright"
+wait "$pyright" || failed+=(pyright)
+cat "$types"
 
 if (( ${#failed[@]} )); then
   printf 'failed: %s\n' "${failed[@]}" >&2
