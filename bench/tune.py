@@ -6,8 +6,8 @@ from typing import Any
 from bench import rows
 from bench.cases import flat_matmul
 from jaxinfer.pallas_kernels import tuning
+from jaxinfer.pallas_kernels.decision import decide
 from jaxinfer.pallas_kernels.device import current_device
-from jaxinfer.pallas_kernels.matmul.decision import decide
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.specs import SPECS
 

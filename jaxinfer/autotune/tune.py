@@ -7,9 +7,9 @@ from typing import Any
 
 from jaxinfer.autotune.measure import Times, measure
 from jaxinfer.pallas_kernels import tuning
+from jaxinfer.pallas_kernels.decision import decide
 from jaxinfer.pallas_kernels.device import DeviceSpec
 from jaxinfer.pallas_kernels.matmul.config import candidates
-from jaxinfer.pallas_kernels.matmul.decision import decide
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec
 from jaxinfer.progress import Progress

@@ -2,15 +2,14 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 from jaxinfer.pallas_kernels import tuning
+from jaxinfer.pallas_kernels.decision import Choice, parse
 from jaxinfer.pallas_kernels.device import DeviceSpec
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 
 BUCKETS = (1, 8, 16, 32, 64, 128)  # of M: measured at these, and each stands for those below it
 MAX_ROWS = BUCKETS[-1]
-_IMPLEMENTATIONS = ("mosaic", "xla")
 # Most sums of a thread: of its 232 registers some hold addresses, and squares up to 64 for a norm.
 _ACCUMULATORS = 144
 _LARGE = 16 << 20  # bytes of a weight from which reading it, not launching, decides
@@ -53,21 +52,6 @@ GRID = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """How to compute a product.
-
-    Attributes:
-        order: Implementations in order of preference.
-        config: Tiling of the kernel; None if none fits.
-        slower_us: By how much the kernel is slower than XLA, if that was measured.
-    """
-
-    order: tuple[str, ...]
-    config: Config | None
-    slower_us: float = 0.0
-
-
 def key(*, M: int, K: int, N: int, gated: bool, transposed: bool) -> str:
     """Name of a product in tuning data; M in buckets, since neighbours behave alike."""
     bucket = next(size for size in BUCKETS if size >= M)
@@ -77,8 +61,8 @@ def key(*, M: int, K: int, N: int, gated: bool, transposed: bool) -> str:
 
 def choose_config(
     device: DeviceSpec, *, M: int, K: int, N: int, gated: bool, transposed: bool
-) -> Choice:
-    """The measured choice for a product on a device, else the heuristic's.
+) -> Choice[Config]:
+    """The measured choice for a product on a device, else the heuristic's; no tiling if none fits.
 
     Args:
         device: What the call runs on.
@@ -88,38 +72,26 @@ def choose_config(
         gated: Whether the columns are pairs of gate and up.
         transposed: Whether the weight is `[N, K]`.
     """
+    static = heuristic(device, M=M, K=K, N=N, gated=gated, transposed=transposed)
+    if M > MAX_ROWS or not device.is_hopper:
+        return static
+    name = key(M=M, K=K, N=N, gated=gated, transposed=transposed)
+    check = functools.partial(check_fits, device=device, M=M, gated=gated)
+    read = functools.partial(parse, make=Config, default=static.config, check=check)
+    return tuning.choice("matmul", device, name, read) or static
+
+
+def heuristic(
+    device: DeviceSpec, *, M: int, K: int, N: int, gated: bool, transposed: bool
+) -> Choice[Config]:
+    """The choice where nothing was measured. Arguments as of `choose_config`."""
     if M > MAX_ROWS or not device.is_hopper:
         return Choice(order=("xla",), config=None)
-    config = heuristic_config(device, M=M, K=K, N=N, gated=gated)
-    name = key(M=M, K=K, N=N, gated=gated, transposed=transposed)
-    parse = functools.partial(_measured, default=config, device=device, M=M, gated=gated)
-    measured = tuning.choice("matmul", device, name, parse)
-    if measured is not None:
-        return measured
     # Up to 8 tokens the two are within 9 % of each other, either way: only a measurement prefers
     # the kernel. Beyond, XLA's own kernels fall behind (measured at 64 tokens).
     first = M > 8 and not transposed and 2 * K * N >= _LARGE
+    config = heuristic_config(device, M=M, K=K, N=N, gated=gated)
     return Choice(order=("mosaic", "xla") if first else ("xla",), config=config)
-
-
-def _measured(
-    entry: dict[str, Any], *, default: Config | None, device: DeviceSpec, M: int, gated: bool
-) -> Choice:
-    """An entry of tuning data; KeyError, TypeError or ValueError if it cannot be used."""
-    implementation, config = entry["implementation"], default
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation must be one of {_IMPLEMENTATIONS}; got {implementation!r}"
-        )
-    if (fields := entry.get("config")) is not None:
-        config = Config(**fields)
-        if any(type(size) is not int for size in fields.values()):
-            raise TypeError(f"config must hold integers; got {fields}")
-        check_fits(config, device, M=M, gated=gated)
-    us = dict(entry.get("us", {}))
-    slower = float(us["mosaic"]) - float(us["xla"]) if {"mosaic", "xla"} <= us.keys() else 0.0
-    order = ("mosaic", "xla") if implementation == "mosaic" else ("xla",)
-    return Choice(order=order, config=config, slower_us=slower)
 
 
 def check_fits(

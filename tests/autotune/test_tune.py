@@ -7,9 +7,9 @@ from jaxinfer.autotune import tune as module
 from jaxinfer.autotune.products import products
 from jaxinfer.autotune.tune import Plan, Tuned, tune
 from jaxinfer.models.config import DecoderConfig
+from jaxinfer.pallas_kernels.decision import decide
 from jaxinfer.pallas_kernels.device import H100
 from jaxinfer.pallas_kernels.matmul.config import BUCKETS, choose_config
-from jaxinfer.pallas_kernels.matmul.decision import decide
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec
 from tests.autotune.fakes import Clock

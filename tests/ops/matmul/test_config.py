@@ -1,31 +1,10 @@
-"""Which implementation measured times speak for, and which tilings compete."""
-
-import dataclasses
+"""Which tilings of `matmul` compete in tuning."""
 
 import pytest
 
 from jaxinfer.pallas_kernels.device import H100
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.config import candidates, heuristic_config
-from jaxinfer.pallas_kernels.matmul.decision import decide
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
-
-SLOW, FAST = Config(block_n=64), Config(block_n=128)
-
-
-@pytest.mark.parametrize(
-    ("fastest_us", "implementation"),
-    [(90.0, "mosaic"), (98.9, "mosaic"), (99.1, "xla"), (100.0, "xla"), (110.0, "xla")],
-)
-def test_the_kernel_must_win_by_more_than_noise(fastest_us, implementation):
-    entry = decide(100.0, {SLOW: 120.0, FAST: fastest_us})
-    assert entry["implementation"] == implementation
-    assert entry["config"] == dataclasses.asdict(FAST)
-    assert entry["us"] == {"xla": 100.0, "mosaic": fastest_us}
-
-
-def test_without_a_kernel_there_is_xla():
-    assert decide(12.3456, {}) == {"implementation": "xla", "us": {"xla": 12.35}}
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
