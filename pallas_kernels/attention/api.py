@@ -195,7 +195,11 @@ def _check(query, key, value, page_table, softcap, scale) -> None:
         raise ValueError(f"scale must be finite; got {scale}")
 
 
-def _per_row(name: str, values, B: int):
+@overload
+def _per_row(name: str, values: Array, B: int) -> Array: ...
+@overload
+def _per_row(name: str, values: Array | None, B: int) -> Array | None: ...
+def _per_row(name: str, values: Array | None, B: int) -> Array | None:
     """An argument with one integer per row, as int32."""
     if values is None:
         return None

@@ -1,7 +1,9 @@
 """Attention by tokamax's Mosaic GPU kernel, where the package is installed."""
 
 import functools
+import importlib
 import importlib.util
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +42,8 @@ def attention_tokamax(
         raise _refuse("return_residual=True", "False")
     if not starts_at_zero or visibility.query_lengths is not None:
         raise _refuse("q_offset or query_seq_lengths", "dense calls")
-    import tokamax  # pyright: ignore[reportMissingImports]
+    # Where the package is absent, type checkers take an import statement for one of this module.
+    tokamax: Any = importlib.import_module("tokamax")
 
     if visibility.left is not None or (visibility.right is not None and not visibility.is_causal):
         raise _refuse("local_window_size", "None")
