@@ -69,7 +69,8 @@ _KNOWN = {spec.key: spec for spec in (H100, H200)}
 _injected: list[DeviceSpec] = []
 
 
-def from_jax(device: jax.Device) -> DeviceSpec:
+# jaxlib has no stubs, so `jax.Device` is a variable to pyright.
+def from_jax(device: jax.Device) -> DeviceSpec:  # pyright: ignore[reportInvalidTypeForm]
     """Describe a JAX device; ceilings are 0 for devices nobody has measured."""
     if device.platform != "gpu":
         return CPU

@@ -6,6 +6,7 @@ is named here, and so is the one place that knows what the CPU interpreter canno
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax._src.pallas.mosaic_gpu import core as _mgpu_core
@@ -15,7 +16,6 @@ from jax.experimental.pallas import mosaic_gpu as _mgpu
 
 from jaxinfer.pallas_kernels.device import H100, DeviceSpec, use_device
 
-ACC = _mgpu.ACC
 Barrier = _mgpu.Barrier
 ClusterBarrier = _mgpu.ClusterBarrier
 CompilerParams = _mgpu.CompilerParams
@@ -23,8 +23,6 @@ Layout = _mgpu.Layout
 LoweringSemantics = _mgpu.LoweringSemantics
 SMEM = _mgpu.SMEM
 SomeLayout = _mgpu_core.SomeLayout
-SwizzleTransform = _mgpu.SwizzleTransform
-TilingTransform = _mgpu.TilingTransform
 async_store_smem = _mgpu.async_store_smem
 barrier_arrive = _mgpu.barrier_arrive
 barrier_wait = _mgpu.barrier_wait
@@ -39,6 +37,12 @@ set_max_registers = _mgpu.set_max_registers
 wait_smem_to_gmem = _mgpu.wait_smem_to_gmem
 wgmma = _mgpu.wgmma
 wgmma_wait = _mgpu.wgmma_wait
+
+# To type checkers both transforms are abstract, and an accumulator that `run_state` was given does
+# not come back as an array.
+ACC: Any = _mgpu.WGMMAAccumulatorRef
+SwizzleTransform: Any = _mgpu.SwizzleTransform
+TilingTransform: Any = _mgpu.TilingTransform
 
 __all__ = [
     "ACC",
