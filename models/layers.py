@@ -139,13 +139,13 @@ class Attention(nnx.Module):
         config = self.config
         B, T, _ = x.shape
         pools = (k_pages, v_pages, page_table, start, num_tokens)
+        new: list[jax.Array] = []  # keys and values, unless only their pages are needed
         if T == 1 and shared is None and self.q_norm is None:
-            k = v = None  # only their pages are needed
             q, k_pages, v_pages = project_rope_write(
                 x, self.qkv_proj[...], self._bias, *angles, *pools, num_heads=config.num_heads
             )
         else:
-            q, k, v, k_pages, v_pages = self._project(x, angles, pools)
+            q, *new, k_pages, v_pages = self._project(x, angles, pools)
         options: dict[str, Any] = {
             "scale": config.scale,
             "logits_softcap": config.attention_softcap,
@@ -154,10 +154,13 @@ class Attention(nnx.Module):
         }
         out: Any  # one array: no residual is asked for
         if shared is not None:
-            out = shared.attend(q, k, v, k_pages, v_pages, page_table, fresh=fresh, **options)
+            out = shared.attend(
+                q, *new, k_pages=k_pages, v_pages=v_pages, page_table=page_table, fresh=fresh,
+                **options,
+            )  # fmt: skip
         elif fresh and T > 1:
             # Keys after a row's last token are hidden by causality; rows after it are not used.
-            out = attention(q, k, v, is_causal=True, **options)
+            out = attention(q, *new, is_causal=True, **options)
         elif T == 1:
             lengths = jnp.where(num_tokens > 0, start + num_tokens, 0)
             phi = None if self.phi is None else jnp.asarray(self.phi, jnp.float32)
