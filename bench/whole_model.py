@@ -34,13 +34,13 @@ RUNNERS = ("dispatch", "xla", "plain_cudnn", "plain_xla")
 _WITHOUT = "dispatch-no-"
 _SEPARATE = {
     "dispatch-separate-norms": "add_rms_norm=mosaic",
-    "dispatch-separate-rope": "rope_kv_write=mosaic",
+    "dispatch-joined-rope": "project_rope_write=mosaic",
 }
 ABLATIONS = (
     *(_WITHOUT + op for op in ("matmul", "decode_attention", "rope_kv_write", "add_rms_norm")),
     *_SEPARATE,
 )
-"""The engine with one op in plain JAX, or with a kernel for what a product would do beside."""
+"""The engine with one op in plain JAX, or with one launch more or less than it chooses."""
 
 # Two layers round a bfloat16 stream about a dozen times, 2^-9 each, and the last product once
 # more; float32 differs by the order of summation.

@@ -13,9 +13,10 @@ from jaxinfer.pallas_kernels.matmul.api import check, matmul, run_mosaic
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.norm import Tokens, UndividedNorm
 from jaxinfer.pallas_kernels.matmul.rotation import MAX_TOKENS, Rotation
+from jaxinfer.pallas_kernels.rope_kv_write import config as configs_of_rope
 from jaxinfer.pallas_kernels.rope_kv_write.api import check_shapes, rope_kv_write
 
-NAME = "rope_kv_write"
+NAME = "project_rope_write"
 
 
 def project_rope_write(
@@ -36,7 +37,7 @@ def project_rope_write(
 ) -> tuple[Float[Array, "B 1 N H"], Float[Array, "P K p H"], Float[Array, "P K p H"]]:
     """Project one token per request, rotate its queries and keys, and write its keys and values.
 
-    `matmul` and then `rope_kv_write`; where the kernel can serve, one launch for both.
+    `matmul` and then `rope_kv_write`, or one launch for both.
 
     Args:
         x: `[B, 1, D]` tokens, or a norm that the product still has to divide.
@@ -50,9 +51,10 @@ def project_rope_write(
         start: `[B]`.
         num_tokens: `[B]`, 0 or 1.
         num_heads: N.
-        implementation: `"mosaic"` is one launch; `"xla"` is all in plain JAX; None: one launch
-            where it can serve and nobody forces an implementation of `matmul` or `rope_kv_write`,
-            else those two ops, each as it chooses.
+        implementation: `"mosaic"` is one launch; `"separate"` the two ops, each as it chooses;
+            `"xla"` all in plain JAX; or several in order. None: `"separate"` where somebody forces
+            an implementation of one of the two ops, else the first of `config.WITH_PROJECTION`
+            that can serve.
         config: Tiling of the product, as for `matmul`; `block_n` must be H/2.
 
     Returns:
@@ -105,12 +107,12 @@ def project_rope_write(
         )  # fmt: skip
         return queries.reshape(B, 1, num_heads, H), keys, values
 
-    candidates = {"mosaic": mosaic, "xla": functools.partial(separate, "xla")}
-    if implementation is None:
-        if is_forced("matmul") or is_forced(NAME) or _refusal(x, H) is not None:
-            return separate()
-        candidates["xla"] = separate
-    return choose(NAME, implementation, candidates, ("mosaic", "xla"))
+    candidates = {
+        "mosaic": mosaic, "separate": separate, "xla": functools.partial(separate, "xla"),
+    }  # fmt: skip
+    if implementation is None and (is_forced("matmul") or is_forced("rope_kv_write")):
+        implementation = "separate"
+    return choose(NAME, implementation, candidates, configs_of_rope.WITH_PROJECTION)
 
 
 def _places(page_table, start, num_tokens, *, page_size: int) -> tuple[jax.Array, jax.Array]:

@@ -15,6 +15,7 @@ from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, force_implem
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm
 from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
+from jaxinfer.pallas_kernels.rope_kv_write import config
 from jaxinfer.pallas_kernels.rope_kv_write.with_projection import project_rope_write
 from tests.metrics import assert_dtype_close
 from tests.ops.cases import normal, same_bits
@@ -67,8 +68,8 @@ def agree(got, want, dtype):
 ], ids=str)  # fmt: skip
 def test_matches_the_two_ops(hopper, B, N, K, H, D, options):
     given = arrays(B, N, K, H, D, **options)
-    config = Config(block_n=H // 2, block_k=64, stages=2)
-    agree(run(hopper, given, N, config=config), want(given, N), given[0].dtype)
+    tiling = Config(block_n=H // 2, block_k=64, stages=2)
+    agree(run(hopper, given, N, config=tiling), want(given, N), given[0].dtype)
 
 
 @pytest.mark.parametrize("num_sms", [2, 3])
@@ -83,8 +84,8 @@ def test_more_heads_than_ctas(hopper, num_sms):
 
 def test_ctas_that_share_the_depth_of_a_head(hopper):
     given = arrays(4, 2, 1, 128, 512, bias=True)
-    config = Config(block_n=64, block_k=64, stages=2, split=2)
-    agree(run(hopper, given, 2, config=config), want(given, 2), "bfloat16")
+    tiling = Config(block_n=64, block_k=64, stages=2, split=2)
+    agree(run(hopper, given, 2, config=tiling), want(given, 2), "bfloat16")
 
 
 def test_absent_tokens_are_written_nowhere(hopper):
@@ -144,7 +145,7 @@ def test_donated_pools_are_updated_in_place(hopper_gpu):
 ])  # fmt: skip
 def test_lowers(h100, B, N, K, H, D):
     shapes = jax.eval_shape(lambda: arrays(B, N, K, H, D, bias=True))
-    call = functools.partial(project_rope_write, num_heads=N)
+    call = functools.partial(project_rope_write, num_heads=N, implementation="mosaic")
     text = plgpu.lower_for_cuda(call, *shapes, spec=h100)
     assert text.count("custom_call @mosaic_gpu") == 1
 
@@ -157,9 +158,10 @@ def test_what_one_launch_cannot_do_two_ops_do(h100, sizes, argument):
     given = arrays(*sizes)
     with pytest.raises(NotSupported, match=re.escape(argument)):
         project_rope_write(*given, num_heads=sizes[1], implementation="mosaic")
-    jax.eval_shape(lambda: project_rope_write(*given, num_heads=sizes[1]))
+    either = ("mosaic", "separate")
+    jax.eval_shape(lambda: project_rope_write(*given, num_heads=sizes[1], implementation=either))
+    assert choices()["project_rope_write"].implementation == "separate"
     assert choices()["rope_kv_write"].implementation == "mosaic"
-    assert choices()["matmul"].implementation in ("mosaic", "xla")
 
 
 def test_one_launch_needs_hopper():
@@ -168,13 +170,24 @@ def test_one_launch_needs_hopper():
 
 
 @pytest.mark.parametrize("op", ["matmul", "rope_kv_write"])
-def test_each_of_the_two_ops_can_be_switched_off(h100, op):
+def test_each_of_the_two_ops_can_be_switched_off(h100, monkeypatch, op):
     """Then both are calls of their own, so that a benchmark shows what one is worth."""
+    monkeypatch.setattr(config, "WITH_PROJECTION", ("mosaic", "separate"))
     given = arrays(1, 2, 1, 128, 128)
+    jax.eval_shape(lambda: project_rope_write(*given, num_heads=2))
+    assert choices()["project_rope_write"].implementation == "mosaic"
     with force_implementation("xla", op=op):
-        lowered = jax.make_jaxpr(lambda: project_rope_write(*given, num_heads=2))()
+        jax.eval_shape(lambda: project_rope_write(*given, num_heads=2))
+    assert choices()["project_rope_write"].implementation == "separate"
     assert choices()[op].implementation == "xla"
-    assert str(lowered).count("name=flat_matmul") + str(lowered).count("name=rope_kv_write") <= 1
+
+
+def test_everything_in_plain_jax(h100):
+    given = arrays(1, 2, 1, 128, 128)
+    with force_implementation("xla"):
+        jax.eval_shape(lambda: project_rope_write(*given, num_heads=2))
+    names = ("project_rope_write", "matmul", "rope_kv_write")
+    assert [choices()[name].implementation for name in names] == ["xla"] * 3
 
 
 @pytest.mark.usefixtures("unchecked")
