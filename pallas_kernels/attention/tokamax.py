@@ -43,7 +43,10 @@ def attention_tokamax(
     if not starts_at_zero or visibility.query_lengths is not None:
         raise _refuse("q_offset or query_seq_lengths", "dense calls")
     # Where the package is absent, type checkers take an import statement for one of this module.
-    tokamax: Any = importlib.import_module("tokamax")
+    try:
+        tokamax: Any = importlib.import_module("tokamax")
+    except ImportError as error:  # of something that it needs
+        raise _refuse(f"a tokamax that cannot be imported ({error})", "a whole one") from error
 
     if visibility.left is not None or (visibility.right is not None and not visibility.is_causal):
         raise _refuse("local_window_size", "None")

@@ -331,3 +331,13 @@ def test_padding_may_hold_anything_on_a_gpu(q_offset):
     dirty = (query, key.at[1, 3:].set(jnp.nan), value.at[1, 3:].set(jnp.nan))
     out = attention(*dirty, **spec.options, implementation="cudnn")
     assert_dtype_close(out, want, spec.dtype)
+
+
+def test_a_tokamax_that_lacks_what_it_needs(monkeypatch):
+    """Another implementation can then serve, as where it is absent."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "tokamax", None)  # importing it fails
+    spec = narrow(SMALL)
+    arrays = inputs(make_inputs, spec, 6)
+    with pytest.raises(NotSupported, match=r"a tokamax that cannot be imported .*tokamax"):
+        adapt("tokamax", spec, arrays)
