@@ -7,7 +7,6 @@ from typing import Literal, TypedDict, Unpack, get_args, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
 from jaxinfer.pallas_kernels import plgpu
@@ -51,13 +50,7 @@ def decode_attention(
 @overload
 def decode_attention(
     query: Array, k_pages: Array, v_pages: Array, page_table: Array | None, lengths: Array,
-    *, return_residual: Literal[True], return_fallbacks: bool = False,
-    **options: Unpack[_Options],
-) -> tuple[Array, ...]: ...  # fmt: skip
-@overload
-def decode_attention(
-    query: Array, k_pages: Array, v_pages: Array, page_table: Array | None, lengths: Array,
-    *, return_residual: bool = False, return_fallbacks: Literal[True],
+    *, return_residual: bool = False, return_fallbacks: bool = False,
     **options: Unpack[_Options],
 ) -> tuple[Array, ...]: ...  # fmt: skip
 def decode_attention(
@@ -109,7 +102,7 @@ def decode_attention(
         return_fallbacks: Also return how often the unified softmax had to fall back: pieces of
             a KV head's keys that were computed again, an int32 scalar; 0 where it was not run.
         implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.
-        config: Tiling of the Mosaic kernel; default by heuristic.
+        config: Tiling of the Mosaic kernel; default: measured, else by heuristic.
 
     Returns:
         `[B, T, N, H]` in the query's dtype; with `return_residual` also `[B, T, N]` float32, the
@@ -150,7 +143,7 @@ def decode_attention(
     page_table, lengths = page_table.astype(jnp.int32), lengths.astype(jnp.int32)
     left_window = _left_window(local_window_size)
     if scale is None:
-        scale = float(query.shape[-1] ** -0.5)
+        scale = query.shape[-1] ** -0.5
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale}")
     unified = _is_unified(softmax, phi, query.shape[2])
@@ -172,21 +165,21 @@ def _dispatch(
 ):
     device = current_device()
     arrays = (query, k_pages, v_pages, page_table, lengths)
+    B, T, N, H = query.shape
+    _, K, page_size = sizes(k_pages.shape, options["kv_layout"])
+    choice = configs.choose_config(
+        device, B=B, S=page_table.shape[1] * page_size, T=T, N=N, K=K, H=H, page_size=page_size,
+        left_window=options["left_window"],
+        as_measured=options["kv_layout"] == "PKpH" and not unified,
+    )  # fmt: skip
 
     def mosaic():
-        B, T, N, _ = query.shape
-        _, K, page_size = sizes(k_pages.shape, options["kv_layout"])
         _check_mosaic(device, query, K, page_size)
         rows = tile_rows(segments=B * K, R=T * N // K)
-        chosen = config or configs.heuristic_config(
-            device, rows=rows, head_dim=query.shape[3], page_size=page_size
-        )
-        needed = chosen.smem_bytes(rows=rows, head_dim=query.shape[3])
-        if needed > device.smem_bytes:
-            raise ValueError(
-                f"config must fit {device.smem_bytes} bytes of shared memory; got {chosen}, which "
-                f"needs {needed}: use fewer stages or a smaller block"
-            )
+        chosen = config or choice.config
+        if chosen is None:
+            chosen = configs.heuristic_config(device, rows=rows, head_dim=H, page_size=page_size)
+        configs.check_fits(chosen, device, rows=rows, head_dim=H)
         return decode_attention_mosaic(
             *arrays, **options, unified=unified, phi=phi, config=chosen, num_sms=device.num_sms
         )
@@ -195,7 +188,7 @@ def _dispatch(
         return *decode_attention_xla(*arrays, **options), None  # online whatever was asked for
 
     candidates = {"mosaic": mosaic, "xla": xla}
-    return choose(_NAME, implementation, candidates, configs.PREFERRED)
+    return choose(_NAME, implementation, candidates, choice.order)
 
 
 def _check_mosaic(device: DeviceSpec, query, K: int, page_size: int) -> None:
@@ -207,13 +200,13 @@ def _check_mosaic(device: DeviceSpec, query, K: int, page_size: int) -> None:
         raise refuse(f"JAX {jax.__version__}", "JAX 0.11")
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         raise refuse(f"dtype {query.dtype}", "bfloat16, float16")
-    if query.shape[3] not in (64, 128, 256):
-        raise refuse(f"head_dim {query.shape[3]}", "64, 128, 256")
-    if page_size not in (16, 32, 64, 128):
-        raise refuse(f"page_size {page_size}", "16, 32, 64, 128")
+    if query.shape[3] not in configs.HEAD_DIMS:
+        raise refuse(f"head_dim {query.shape[3]}", ", ".join(map(str, configs.HEAD_DIMS)))
+    if page_size not in configs.PAGE_SIZES:
+        raise refuse(f"page_size {page_size}", ", ".join(map(str, configs.PAGE_SIZES)))
     rows = query.shape[1] * query.shape[2] // K
-    if rows > 64:
-        raise refuse(f"{rows} query rows (T·N/K) per KV head", "at most 64")
+    if rows > configs.MAX_ROWS:
+        raise refuse(f"{rows} query rows (T·N/K) per KV head", f"at most {configs.MAX_ROWS}")
 
 
 def _check_contiguous(query, key, value) -> None:
@@ -294,6 +287,6 @@ def _is_unified(softmax: str, phi: jax.Array | None, num_heads: int) -> bool:
         )
     if phi.shape != (num_heads,):
         raise ValueError(f"phi must have one number per query head ({num_heads}); got {phi.shape}")
-    if not isinstance(phi, Tracer) and not np.isfinite(np.asarray(phi)).all():
+    if not isinstance(phi, jax.core.Tracer) and not np.isfinite(np.asarray(phi)).all():
         raise ValueError("phi must be finite")
     return True

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.pallas_kernels.decode_attention.config import key as tuning_key
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DecodeSpec:
@@ -52,6 +54,14 @@ class DecodeSpec:
         parts += [f"w{self.local_window_size}"] if self.local_window_size is not None else []
         parts += ["softcap"] if self.logits_softcap is not None else []
         return " ".join(parts)
+
+    @property
+    def tuning_key(self) -> str:
+        """Name of the call in tuning data; only of one query token, and sizes that are measured."""
+        return tuning_key(
+            B=self.B, S=self.S, N=self.N, K=self.K, H=self.H, page_size=self.page_size,
+            left_window=self.local_window_size,
+        )  # fmt: skip
 
     def row_lengths(self, seed: int = 0) -> np.ndarray:
         """`[B]` int32 lengths of the requests."""

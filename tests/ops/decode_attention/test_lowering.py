@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.decode_attention.config import candidates
 from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.decode_attention.specs import SPECS, DecodeSpec, make_inputs
 from tests.ops.cases import cases, shapes_of
@@ -28,6 +29,15 @@ def test_page_sizes_and_blocks(h100, page_size, block):
     spec = DecodeSpec(model="pages", B=2, S=256, N=4, K=1, H=64, page_size=page_size)
     call = op("mosaic", config=Config(block=block, stages=2))
     plgpu.lower_for_cuda(call, *shapes_of(make_inputs, spec), spec=h100)
+
+
+@pytest.mark.parametrize(("N", "K", "H"), [(9, 3, 64), (32, 8, 128), (4, 1, 256)])
+def test_tilings_that_compete_lower(h100, N, K, H):
+    """Of SmolLM2, Llama-3-8B and Gemma 3, each over requests that several CTAs share."""
+    spec = DecodeSpec(model="grid", B=8, S=1024, N=N, K=K, H=H)
+    for config in candidates(h100, B=spec.B, N=N, K=K, H=H, page_size=spec.page_size):
+        call = op("mosaic", config=config)
+        plgpu.lower_for_cuda(call, *shapes_of(make_inputs, spec), spec=h100)
 
 
 @pytest.mark.parametrize("with_phi", [False, True])
