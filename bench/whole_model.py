@@ -77,7 +77,9 @@ def _engine(name: str, model: Decoder, runner: str, rows: int, length: int) -> E
         implementation=_forced(runner),
         full_tables=runner.startswith("dispatch")
         and not runner.endswith("decode_attention")
-        and reads_only_lengths(MODELS[name](), _PAGE, dtype()),
+        and reads_only_lengths(
+            MODELS[name](), _PAGE, dtype(), rows=rows, width=-(-length // _PAGE)
+        ),
     )
     return Engine(model, None, config)
 

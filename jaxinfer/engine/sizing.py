@@ -12,6 +12,7 @@ from jaxinfer.errors import KVCacheFullError
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
+from jaxinfer.pallas_kernels.decode_attention.config import BATCHES
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import explain, force_all, parse_forced
 
@@ -81,7 +82,9 @@ def choose_sizes(
     if max_model_len is None:
         length = min(length, pages * page_size)
     with force_all(parse_forced(implementation)):
-        full_tables = not batch_invariant and reads_only_lengths(model.part, block_size, dtype)
+        full_tables = not batch_invariant and reads_only_lengths(
+            model.part, block_size, dtype, rows=rows, width=-(-length // page_size)
+        )
     return EngineConfig(
         max_model_len=length,
         num_pages=pages,
@@ -102,22 +105,39 @@ def default_batched_tokens() -> int:
     return 512 if jax.default_backend() == "cpu" else 8192
 
 
-def reads_only_lengths(config: DecoderConfig, page_size: int, dtype: Any) -> bool:
+def reads_only_lengths(
+    config: DecoderConfig, page_size: int, dtype: Any, *, rows: int = 1, width: int = 1
+) -> bool:
     """Whether the attention that decode steps get leaves pages alone that no length reaches.
 
     The Mosaic kernel does; `xla` copies all pages that a table names.
+
+    Args:
+        config: The shape that a device computes.
+        page_size: p, of one device.
+        dtype: Of the cache.
+        rows: Most requests of a step: of fewer, all that may get another implementation are asked.
+        width: Pages of a row in whole tables.
     """
     if not current_device().is_hopper:
         return False  # what the kernel needs first, and quickly said
     K, H = config.num_kv_heads, config.head_dim
-    shapes = ((1, 1, config.num_heads, H), *2 * ((1, K, page_size, H),))
-    arrays = (jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
-    rows = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 1), (1,)))
-    with explain() as verdicts:
-        # A new function: JAX does not trace a known one again.
-        jax.eval_shape(functools.partial(decode_attention), *arrays, *rows)
-    taken = next(v for v in verdicts if v.rank is not None and not v.reason)
-    return taken.implementation == "mosaic"
+    windows = {config.window(layer) for layer in range(config.num_layers)}
+    for B in {min(rows, size) for size in BATCHES} | {rows}:
+        shapes = ((B, 1, config.num_heads, H), *2 * ((1, K, page_size, H),))
+        arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+        tables = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, width), (B,))]
+        for window in windows:
+            attend = functools.partial(
+                decode_attention, local_window_size=None if window is None else (window - 1, 0)
+            )
+            with explain() as verdicts:
+                # A new function: JAX does not trace a known one again.
+                jax.eval_shape(attend, *arrays, *tables)
+            taken = next(v for v in verdicts if v.rank is not None and not v.reason)
+            if taken.implementation != "mosaic":
+                return False
+    return True
 
 
 def _page_bytes(config: DecoderConfig, page_size: int, dtype: Any) -> int:

@@ -11,7 +11,7 @@ from jaxinfer.engine.config import EngineConfig
 from jaxinfer.engine.sizing import choose_sizes
 from jaxinfer.errors import KVCacheFullError
 from jaxinfer.models.config import DecoderConfig
-from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels import plgpu, tuning
 from jaxinfer.pallas_kernels.device import H100, use_device
 from tests.engine.small import decoder
 
@@ -121,6 +121,37 @@ def test_tables_are_whole_only_for_the_kernel_that_reads_what_lengths_reach(conf
     assert not sizing.reads_only_lengths(config, 64, dtype)  # on a CPU
     with use_device(H100):
         assert sizing.reads_only_lengths(config, 64, dtype) == whole
+
+
+@pytest.mark.parametrize(("slow", "rows", "width", "whole"), [
+    ("b8 s8192", 64, 128, False),
+    ("b8 s8192", 64, 16, True),  # tables that reach another number of tokens
+    ("b8 s8192", 1, 128, True),  # fewer requests
+    ("b64 s8192", 48, 100, False),
+    ("b8 s8192 n4 k1 h256 p64 w511", 8, 128, False),  # layers with a window only
+    ("b64 s1024", 100, 2048, True),  # a smaller capacity
+], ids=str)  # fmt: skip
+def test_tables_are_short_where_xla_may_serve_a_step(monkeypatch, slow, rows, width, whole):
+    """It would copy all pages of whole tables, at every step."""
+    config = DecoderConfig.tiny(
+        num_layers=2, num_heads=4, num_kv_heads=1, head_dim=256, sliding_window=512,
+        local_layers=(True, False),
+    )  # fmt: skip
+    xla = {"implementation": "xla"}
+    monkeypatch.setattr(
+        tuning, "lookup", lambda op, device, key: [("file", xla)] if key.startswith(slow) else []
+    )
+    with use_device(H100):
+        assert whole == sizing.reads_only_lengths(config, 64, jnp.bfloat16, rows=rows, width=width)
+
+
+def test_sizes_ask_for_the_tables_that_the_engine_makes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        sizing, "reads_only_lengths", lambda *_, **sizes: asked.append(sizes) or False
+    )
+    choose(max_model_len=100, max_num_seqs=5)
+    assert asked == [{"rows": 5, "width": 2}]
 
 
 def test_a_jax_that_refuses_the_kernel_gets_short_tables(monkeypatch):
