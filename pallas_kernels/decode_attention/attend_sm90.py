@@ -108,6 +108,10 @@ def _body(
         def load_unit(i, unit):
             request, block = unit
             slot = lax.rem(i, stages)
+            # Read before the wait for a free stage, which the way from memory then overlaps.
+            length = lengths_gmem[request]
+            pages = pages_of(shape, table_gmem, length, request, block)
+            following = division.following(lengths_gmem, request, block)
 
             @pl.when(i >= stages)
             def _wait_for_keys():
@@ -117,8 +121,6 @@ def _body(
             plgpu.copy_gmem_to_smem(
                 q_gmem.at[pl.ds(row, shape.rows)], q_smem.at[slot], k_ready.at[slot]
             )
-            length = lengths_gmem[request]
-            pages = pages_of(shape, table_gmem, length, request, block)
             valid = length - block * shape.config.block
             copy_pages(shape, k_gmem, k_smem.at[slot], k_ready.at[slot], head, pages, valid)
 
@@ -132,7 +134,7 @@ def _body(
             def _note_first():
                 firsts_gmem[request] = start.unit + i - passes * units
 
-            return division.following(lengths_gmem, request, block)
+            return following
 
         lax.fori_loop(passes * units, (passes + 1) * units, load_unit, first_unit)
 
@@ -167,6 +169,9 @@ def _body(
             begin = lax.select(is_first, block, begin)
             slot = lax.rem(i, stages)
             row, within = shape.tile_of(request * shape.K + head)
+            # As in `load`, read before the wait.
+            length = lengths_gmem[request]
+            following = division.following(lengths_gmem, request, block)
             plgpu.barrier_wait(k_ready.at[slot])
 
             def scores(ref):
@@ -176,7 +181,6 @@ def _body(
             logits = pl.run_scoped(scores, plgpu.ACC((shape.config.block, shape.rows), jnp.float32))
             plgpu.barrier_arrive(k_free.at[slot])
 
-            length = lengths_gmem[request]
             logits = mask(shape, scaled(shape, logits), block, length, within)
             weights, sums, acc = softmax.weigh(logits, sums, acc, is_first, row)
             p_smem.T[...] = plgpu.layout_cast(
@@ -191,7 +195,6 @@ def _body(
             acc = plgpu.wgmma_add(acc, v_smem.at[slot].transpose((1, 0)), p_smem.transpose((1, 0)))
             plgpu.barrier_arrive(v_free.at[slot])
 
-            following = division.following(lengths_gmem, request, block)
             is_last = (following[0] != request) | (following[1] != block + 1)
             is_last |= i + 1 >= (passes + 1) * units
 

@@ -66,8 +66,8 @@ def test_outputs_start_as_nan(interpreter):
 
 def accumulate(a, b, start):
     """`start + a @ b` through `wgmma_add`, twice."""
-    tiling = plgpu.TilingTransform((8, 64))  # pyright: ignore[reportAbstractUsage]
-    swizzle = plgpu.SwizzleTransform(128)  # pyright: ignore[reportAbstractUsage]
+    tiling = plgpu.TilingTransform((8, 64))
+    swizzle = plgpu.SwizzleTransform(128)
     tiled = (tiling, swizzle)
 
     def body(a_ref, b_ref, start_ref, out_ref, *, a_smem, b_smem, ready):
