@@ -9,7 +9,6 @@ cluster load the tokens once for all; or, where tiles alone are too few to keep 
 share the depth of one tile and add what they have (split-K).
 """
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -18,160 +17,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
-from jaxinfer.pallas_kernels.cluster_sum import ClusterSum
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate, gated
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
-from jaxinfer.pallas_kernels.matmul.rotation import Heads, Rotation
+from jaxinfer.pallas_kernels.matmul.rotation import Rotation
+from jaxinfer.pallas_kernels.matmul.shape import CLUSTER, Config, Shape, num_ctas
 from jaxinfer.pallas_kernels.plgpu import pl
+
+__all__ = ["Config", "matmul_mosaic", "num_ctas"]
 
 # Layout inference of the newer semantics finds no layout for the transposed store used here.
 _COMPILER = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
-_CLUSTER = "in_cluster"
 _SUMS = 64  # tiles whose squares are added at once: the rows of wgmma
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Config:
-    """Tiling of the kernel.
-
-    Attributes:
-        block_n: Columns of the result per tile, 64 or 128; twice as many weights if gated.
-        block_k: Depth of a stage of the ring, a multiple of 64.
-        stages: Depth of the ring.
-        cluster: CTAs that share their loads of tokens: 1 or 2.
-        split: CTAs that share the depth of a tile: 1, 2, 4 or 8; only with a cluster of 1.
-    """
-
-    block_n: int = 64
-    block_k: int = 128
-    stages: int = 4
-    cluster: int = 1
-    split: int = 1
-
-    def __post_init__(self) -> None:
-        if self.block_n not in (64, 128):
-            raise ValueError(f"block_n must be 64 or 128; got {self.block_n}")
-        if self.block_k < 64 or self.block_k % 64:
-            raise ValueError(f"block_k must be a multiple of 64; got {self.block_k}")
-        if self.stages < 2:
-            raise ValueError(f"stages must be at least 2; got {self.stages}")
-        if self.cluster not in (1, 2):
-            raise ValueError(f"cluster must be 1 or 2; got {self.cluster}")
-        if self.split not in (1, 2, 4, 8):
-            raise ValueError(f"split must be 1, 2, 4 or 8; got {self.split}")
-        if self.split > 1 and self.cluster > 1:
-            raise ValueError(f"cluster must be 1 where split is not; got {self.cluster}")
-
-    def rows(self, M: int) -> int:
-        """M tokens, padded: 8 for wgmma, and as many for each CTA that loads a part of them."""
-        step = 8 * self.cluster
-        return -(-M // step) * step
-
-    def smem_bytes(self, M: int, *, gated: bool, tiles: int = 1, sums: bool = False) -> int:
-        """Shared memory of one CTA, bytes (16-bit elements), barriers included.
-
-        Args:
-            M: Tokens.
-            gated: Whether there are two weights per column.
-            tiles: Of the result, of a residual and of a norm.
-            sums: Whether there are sums over columns, for which Mosaic needs scratch.
-        """
-        rest = 1024 + (3072 if sums else 0)
-        if (partial := self.partial(M, gated=gated)) is not None:
-            rest += partial.smem_bytes
-        tile = 2 * self.rows(M) * self.block_n
-        return self.ring_bytes(M, gated=gated) + tiles * tile + rest
-
-    def ring_bytes(self, M: int, *, gated: bool) -> int:
-        """Shared memory of the ring, bytes."""
-        weights = (2 if gated else 1) * self.block_n
-        return 2 * self.stages * (weights + self.rows(M)) * self.block_k
-
-    def partial(self, M: int, *, gated: bool) -> ClusterSum | None:
-        """How the CTAs that share a tile's depth add up; None if there are none."""
-        if self.split == 1:
-            return None
-        shape = (self.block_n, self.rows(M))
-        return ClusterSum(axis=_CLUSTER, ctas=self.split, shape=shape, count=2 if gated else 1)
-
-    def accumulators(self, M: int, *, gated: bool) -> int:
-        """Registers of a thread that hold sums."""
-        return (2 if gated else 1) * self.block_n * self.rows(M) // 128
-
-
-def num_ctas(tiles: int, *, num_sms: int, cluster: int) -> int:
-    """The most CTAs that have the same number of tiles each, rounded up to whole clusters.
-
-    A CTA more than that would leave all others waiting for the few with one tile more.
-    """
-    groups, places = -(-tiles // cluster), num_sms // cluster
-    waves = -(-groups // places)
-    return -(-groups // waves) * cluster
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class _Shape:
-    """Static sizes; `columns` of the weight, which tiles share in `banks` of `block_n` each."""
-
-    M: int
-    K: int
-    columns: int
-    transposed: bool
-    gate: Gate | None
-    heads: Heads | None
-    eps: float
-    square_tiles: int
-    config: Config
-    num_sms: int
-
-    @property
-    def banks(self) -> int:
-        return 1 if self.gate is None and self.heads is None else 2
-
-    @property
-    def out_n(self) -> int:
-        """Columns of the result."""
-        if self.heads is not None:
-            return self.heads.N * self.heads.H
-        return self.columns // self.banks
-
-    @property
-    def between_banks(self) -> int:
-        """Columns from a tile's place in one bank to that in the next."""
-        return self.columns // 2 if self.heads is None else self.heads.H // 2
-
-    def column(self, tile):
-        """First column of a tile in the first bank."""
-        return tile * (self.config.block_n if self.heads is None else self.heads.H)
-
-    @property
-    def rows(self) -> int:
-        """M, padded."""
-        return self.config.rows(self.M)
-
-    @property
-    def tiles(self) -> int:
-        return self.columns // (self.banks * self.config.block_n)
-
-    @property
-    def partial(self) -> ClusterSum | None:
-        return self.config.partial(self.M, gated=self.banks > 1)
-
-    @property
-    def ctas(self) -> int:
-        """CTAs that have tiles; of those that share one, the first."""
-        if self.config.split > 1:  # the others' sums of a tile are taken once
-            return self.tiles
-        return num_ctas(self.tiles, num_sms=self.num_sms, cluster=self.config.cluster)
-
-    @property
-    def waves(self) -> int:
-        """Tiles of each CTA."""
-        return -(-self.tiles // self.ctas)
-
-    @property
-    def k_steps(self) -> int:
-        return self.K // self.config.block_k
 
 
 # Layers that call alike share one trace and one lowering.
@@ -200,7 +56,7 @@ def matmul_mosaic(
     *leading, K = values.shape
     tokens = values.reshape(-1, K)
     N = weight.shape[0 if transposed else 1]
-    shape = _Shape(
+    shape = Shape(
         M=tokens.shape[0], K=K, columns=N, transposed=transposed, gate=gate,
         heads=None if rotation is None else rotation.heads,
         eps=0.0 if undivided is None else undivided.eps,
@@ -220,7 +76,7 @@ def matmul_mosaic(
         out_smem=plgpu.SMEM((shape.rows, config.block_n), dtype),
         ready=plgpu.Barrier(num_arrivals=1 + shape.banks, num_barriers=stages),
         # A stage is free when all CTAs that its tokens were sent to have used it.
-        free=plgpu.ClusterBarrier(collective_axes=(_CLUSTER,), num_barriers=stages)
+        free=plgpu.ClusterBarrier(collective_axes=(CLUSTER,), num_barriers=stages)
         if config.cluster > 1
         else plgpu.Barrier(num_barriers=stages),
     )
@@ -255,7 +111,7 @@ def matmul_mosaic(
         scratch |= shape.partial.scratch()
         outputs |= shape.partial.outputs(shape.tiles)
     members = config.cluster * config.split
-    cluster: dict[str, Any] = dict(cluster=(members,), cluster_names=(_CLUSTER,))
+    cluster: dict[str, Any] = dict(cluster=(members,), cluster_names=(CLUSTER,))
     kernel = plgpu.kernel(
         functools.partial(_body, shape, (*inputs, *outputs)),
         out_type=tuple(outputs.values()),
@@ -279,7 +135,7 @@ def matmul_mosaic(
 
 
 def _body(
-    shape: _Shape, names: tuple[str, ...], *refs, x_smem, w_smem, out_smem, ready, free,
+    shape: Shape, names: tuple[str, ...], *refs, x_smem, w_smem, out_smem, ready, free,
     residual_smem: Any = None, residual_ready: Any = None, values_smem: Any = None,
     second_smem: Any = None, mailbox: Any = None, arrived: Any = None,
 ):  # fmt: skip
@@ -288,10 +144,10 @@ def _body(
     config = shape.config
     cta = lax.axis_index("cluster")
     if config.cluster > 1:
-        cta = cta * config.cluster + lax.axis_index(_CLUSTER)
+        cta = cta * config.cluster + lax.axis_index(CLUSTER)
     role = lax.axis_index("role")
     stages, k_steps = jnp.int32(config.stages), jnp.int32(shape.k_steps)
-    part = lax.axis_index(_CLUSTER) if config.split > 1 else jnp.int32(0)
+    part = lax.axis_index(CLUSTER) if config.split > 1 else jnp.int32(0)
     is_first = part == 0
     if config.split > 1:
         # Neighbours in depth go to different CTAs: together they read a piece of memory in order.
@@ -307,7 +163,7 @@ def _body(
         plgpu.set_max_registers(40, action="decrease")
         # Not a constant: of fewer than 8 tokens it reaches past the end, which a constant may not.
         all_rows = pl.ds(lax.min(cta, jnp.int32(0)), shape.rows)
-        shared: dict[str, Any] = {"collective_axes": _CLUSTER} if config.cluster > 1 else {}
+        shared: dict[str, Any] = {"collective_axes": CLUSTER} if config.cluster > 1 else {}
 
         @pl.loop(0, steps)
         def _step(i):
@@ -455,7 +311,7 @@ def _stage(smem, value) -> None:
     smem.T[...] = plgpu.layout_cast(value, plgpu.Layout.WGMMA_TRANSPOSED)
 
 
-def _squares(shape: _Shape, squares):
+def _squares(shape: Shape, squares):
     """`[64, rows]` whose columns add up to the squares of every token."""
     total = None
     for block in range(squares.shape[0] // _SUMS):
