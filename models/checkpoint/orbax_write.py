@@ -42,6 +42,7 @@ def write_weights(folder: Path, weights: Mapping[str, Any]) -> None:
                     ),
                 )
         except BaseException as error:
+            logging.getLogger("asyncio").addFilter(_is_no_forgotten_group)
             writers.remove_what_they_write(folder.parent)
             if (code := _os_code(error)) is not None:
                 raise OSError(code, os.strerror(code), str(folder)) from error
@@ -94,6 +95,15 @@ class _Writers:
                 self._heard = now
                 shutil.rmtree(folder, ignore_errors=True)
             time.sleep(0.02)
+
+
+def _is_no_forgotten_group(record: logging.LogRecord) -> bool:
+    """False for what asyncio says of the writers' futures once the error that holds them is gone.
+
+    That can be long after the failure, at the end of the program.
+    """
+    message = record.getMessage()
+    return not (message.startswith("_GatheringFuture") and "never retrieved" in message)
 
 
 @contextlib.contextmanager
