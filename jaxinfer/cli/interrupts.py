@@ -113,10 +113,15 @@ class _Interrupt:
 
     def lost(self, report: "sys.UnraisableHookArgs") -> None:
         """Stands for `sys.unraisablehook`."""
-        if report.exc_type is KeyboardInterrupt:
-            self._repeat_soon()
-        else:
+        if report.exc_type is not KeyboardInterrupt:
             self._hook(report)
+            return
+        while True:
+            try:
+                self._repeat_soon()
+                return
+            except KeyboardInterrupt:  # the next one came in here, where it would be lost too
+                continue
 
     def _repeat_soon(self) -> None:
         if self._again is not None:

@@ -198,3 +198,27 @@ def test_a_download_leaves_nothing(tmp_path, number):
 
 
 _SAID = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
+
+
+def test_one_that_comes_while_the_next_is_prepared_is_not_lost(working, monkeypatch):
+    """On a busy machine the next one may come before the thread that sends it has reported."""
+    start, sent = interrupts.threading.Timer.start, []
+
+    def start_slowly(timer):
+        start(timer)
+        if len(sent) < 2:
+            sent.append(timer)
+            signal.raise_signal(signal.SIGINT)
+
+    class Finalised:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def work():
+        Finalised()
+        wait_for_it()
+
+    monkeypatch.setattr(interrupts.threading.Timer, "start", start_slowly)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert len(sent) == 2
