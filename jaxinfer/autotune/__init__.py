@@ -1,1 +1,1 @@
-"""Measures which implementation and tiling suit a model's products on this device."""
+"""Measures which implementation and tiling suit a model's calls of an op on this device."""

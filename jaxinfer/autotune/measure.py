@@ -1,4 +1,4 @@
-"""Times of XLA and of the kernel's tilings for one product; a wrong result gets no time."""
+"""Times of XLA and of the kernel's tilings for one call; a wrong result gets no time."""
 
 import dataclasses
 import functools
@@ -10,10 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.pallas_kernels.matmul.api import matmul
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
-from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
-from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec, make_inputs
+from jaxinfer.autotune.op import Op, Spec
 from jaxinfer.pallas_kernels.timing import COLD_BYTES, call_times
 
 _ROUNDS, _CALLS = 3, 20
@@ -24,8 +21,8 @@ class WrongResult(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Times:
-    """Median times of one product.
+class Times[C]:
+    """Median times of one call.
 
     Attributes:
         xla_us: Of XLA, µs.
@@ -33,44 +30,44 @@ class Times:
     """
 
     xla_us: float
-    kernel_us: dict[Config, float]
+    kernel_us: dict[C, float]
 
 
-def measure(spec: MatmulSpec, tilings: Sequence[Config]) -> Times:
+def measure[S: Spec, C](op: Op[S, C], spec: S, tilings: Sequence[C]) -> Times[C]:
     """Check XLA and the kernel's tilings against float32, then time them in turn.
 
-    Each call takes another copy of the weight, so many that none is left in the L2 cache when its
-    turn comes again, as in a model, where other layers come in between. All take part in several
-    rounds, so that a clock that changes meanwhile does not favour one of them.
+    Each call takes another copy of the large arrays, of so many that none is left in the L2 cache
+    when its turn comes again, as in a model, where other layers come in between. All take part in
+    several rounds, so that a clock that changes meanwhile does not favour one of them.
 
     Args:
-        spec: The product.
+        op: What is called.
+        spec: The sizes.
         tilings: Of the kernel.
 
     Raises:
         WrongResult: a result is too far from XLA's in float32.
-        NotSupported: the kernel cannot compute the product here.
+        NotSupported: the kernel cannot serve the call here.
     """
-    options = {"transposed": spec.transposed, "gate": spec.gate}
-    calls: dict[Config | None, Callable[..., Any]] = {
-        None: functools.partial(matmul, **options, implementation="xla")
-    }
+    calls: dict[C | None, Callable[..., Any]] = {None: op.call(spec, implementation="xla")}
     for tiling in tilings:
-        calls[tiling] = functools.partial(matmul, **options, implementation="mosaic", config=tiling)
-    x, first, bias, _ = make_inputs(spec, jax.random.key(0))
-    want = jax.jit(functools.partial(matmul_reference, **options))(x, first, bias)
+        calls[tiling] = op.call(spec, implementation="mosaic", config=tiling)
+    # Compiled as one, so that no parts of large arrays lie beside them.
+    make = jax.jit(functools.partial(op.make_inputs, spec))
+    first = make(jax.random.key(0))
+    want = jax.jit(op.reference(spec))(*first)
     compiled = {}
     for tiling, call in calls.items():
-        compiled[tiling] = jax.jit(call).lower(x, first, bias).compile()
-        _check(spec, tiling, compiled[tiling](x, first, bias), want)
+        compiled[tiling] = jax.jit(call).lower(*first).compile()
+        _check(spec, tiling, compiled[tiling](*first), want)
     del want
 
-    turn = itertools.cycle([first, *_copies(spec, first.nbytes)])
-    times: dict[Config | None, list[float]] = {tiling: [] for tiling in compiled}
+    turn = itertools.cycle([first, *_others(op, make, first)])
+    times: dict[C | None, list[float]] = {tiling: [] for tiling in compiled}
     for _ in range(_ROUNDS):
         for tiling, function in compiled.items():
             times[tiling] += call_times(
-                lambda function=function: function(x, next(turn), bias), _CALLS, flush=False
+                lambda function=function: function(*next(turn)), _CALLS, flush=False
             )
     medians = {tiling: statistics.median(each) for tiling, each in times.items()}
     return Times(
@@ -79,21 +76,25 @@ def measure(spec: MatmulSpec, tilings: Sequence[Config]) -> Times:
     )
 
 
-def _copies(spec: MatmulSpec, weight_bytes: int) -> list[jax.Array]:
-    """Other weights of the product, more than the L2 cache holds."""
-    count = -(-COLD_BYTES // weight_bytes)
-    keys = jax.random.split(jax.random.key(1), count)
-    return jax.block_until_ready([make_inputs(spec, key)[1] for key in keys])
+def _others(op: Op[Any, Any], make: Callable[..., Any], first: tuple[Any, ...]) -> list[Any]:
+    """Inputs with other large arrays, more than the L2 cache holds."""
+    count = -(-COLD_BYTES // sum(first[place].nbytes for place in op.changing))
+    others = []
+    for key in jax.random.split(jax.random.key(1), count):
+        new = make(key)
+        others.append(tuple(new[i] if i in op.changing else array for i, array in enumerate(first)))
+    return jax.block_until_ready(others)
 
 
-def _check(spec: MatmulSpec, tiling: Config | None, got: jax.Array, want: jax.Array) -> None:
+def _check(spec: Spec, tiling: Any, got: jax.Array, want: jax.Array) -> None:
     """Raise WrongResult unless a result is as near to float32's as its dtype can be.
 
-    Rounding to the dtype alone is an error of 0.2 to 0.3 eps in relative RMS, and XLA rounds a
-    gated product twice.
+    Rounding to the dtype alone is an error of 0.2 to 0.3 eps in relative RMS; XLA rounds a gated
+    product twice, and attention rounds probabilities.
     """
-    difference = jnp.linalg.norm(got.astype(jnp.float32) - want)
-    error, limit = float(difference / jnp.linalg.norm(want)), float(jnp.finfo(got.dtype).eps)
+    difference = jnp.linalg.norm((got.astype(jnp.float32) - want).ravel())
+    error = float(difference / jnp.linalg.norm(want.ravel()))
+    limit = float(jnp.finfo(got.dtype).eps)
     if not error <= limit:  # not a number is wrong too
         who = "XLA" if tiling is None else f"the kernel with {tiling}"
         raise WrongResult(

@@ -1,16 +1,37 @@
-"""What was chosen, from which number of tokens on, and what it gains over a static choice."""
+"""What was chosen, where, and what it gains over static choices."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxinfer.autotune.tune import Tuned
 from jaxinfer.pallas_kernels.matmul.config import BUCKETS
 
-HEADING = """\
-M: tokens; each line stands for the numbers of tokens since the line before. Gain: time that always
-taking XLA, or always the kernel, would need beyond that of the choice."""
+_GAIN = """\
+Gain: time that always taking XLA, or always the kernel with its best tiling, or what is taken where
+nothing was measured (the heuristic), would need beyond that of the choice."""
+PRODUCTS = f"""\
+M: tokens; each line stands for the numbers of tokens since the line before.
+{_GAIN}"""
 CROSSOVERS = """\
 M1: from here on the flat kernel; M2: from here on XLA. There is no GEMV kernel: where M1 = 1, the
 flat kernel takes its place."""
+CALLS = f"""\
+B: requests; S: tokens that the page table has room for; w: keys that a layer with a sliding window
+sees before a query's own. Each line stands for what lies below it, down to the next B and S. Timed
+with all lengths at S.
+{_GAIN}"""
+
+
+def lines(op: str, tuned: Sequence[Tuned]) -> list[str]:
+    """The report on an op."""
+    if op == "matmul":
+        return [PRODUCTS, "", *products(tuned), "", CROSSOVERS, "", *crossovers(tuned)]
+    return [CALLS, "", *calls(tuned), "", *where_xla(tuned)]
+
+
+def summary(op: str, tuned: Sequence[Tuned]) -> dict[str, Any]:
+    """Where the kernel was chosen, as JSON values, if that is more than the entries say."""
+    return {"kernel_for": by_part(tuned)} if op == "matmul" else {}
 
 
 def kernel_ranges(tuned: Sequence[Tuned]) -> list[tuple[int, int]]:
@@ -56,43 +77,76 @@ def _words(ranges: list[tuple[int, int]]) -> str:
     return f"flat kernel for M = {where}, else XLA{points}"
 
 
-def table(tuned: Sequence[Tuned]) -> list[str]:
+def products(tuned: Sequence[Tuned]) -> list[str]:
     """A line for every product, and for the products of a layer together where all are there."""
     parts = list(dict.fromkeys(one.spec.part for one in tuned))
-    rows = [
-        (part, one.spec.M, _name(one), one.us, one.xla_us, one.kernel_us)
-        for part in parts
-        for one in tuned
-        if one.spec.part == part
-    ]
+    ordered = [one for part in parts for one in tuned if one.spec.part == part]
+    rows = [((one.spec.part, one.spec.M), _name(one, _product_tiling), [one]) for one in ordered]
     for M in sorted({one.spec.M for one in tuned}):
         some = [one for one in tuned if one.spec.M == M]
         if len(some) == len(parts) > 1:
-            us = sum(one.us for one in some)
-            xla_us, kernel_us = sum(one.xla_us for one in some), sum(one.kernel_us for one in some)
-            rows.append(("layer", M, "", us, xla_us, kernel_us))
-    shape = "{:8} {:>4}  {:22} {:>9} {:>9} {:>9} {:>9} {:>12}"
-    titles = ("product", "M", "chosen", "µs", "XLA µs", "kernel µs", "over XLA", "over kernel")
-    lines = [shape.format(*titles)]
-    for part, M, name, us, xla_us, kernel_us in rows:
-        lines.append(
-            shape.format(
-                part, M, name, f"{us:.1f}", f"{xla_us:.1f}", f"{kernel_us:.1f}",
-                _gain(xla_us, us), _gain(kernel_us, us),
-            )
-        )  # fmt: skip
-    return [line.rstrip() for line in lines]
+            rows.append((("layer", M), "", some))
+    return _table(("product", "M"), rows)
 
 
-def _name(one: Tuned) -> str:
-    if not one.is_kernel:
-        return "XLA"
-    tiling = one.entry["config"]
+def calls(tuned: Sequence[Tuned]) -> list[str]:
+    """A line for every call of decode attention."""
+    rows = []
+    for one in tuned:
+        window = one.spec.local_window_size
+        labels = (one.spec.B, one.spec.S, "" if window is None else window)
+        rows.append((labels, _name(one, _call_tiling), [one]))
+    return _table(("B", "S", "w"), rows)
+
+
+def where_xla(tuned: Sequence[Tuned]) -> list[str]:
+    """One line: where XLA was chosen for decode attention, by the keys of the entries."""
+    slower = [one.spec.tuning_key for one in tuned if not one.is_kernel]
+    if not slower:
+        return ["the kernel for all that was measured"]
+    if len(slower) == len(tuned):
+        return ["XLA for all that was measured"]
+    return [f"XLA for {', '.join(slower)}; else the kernel"]
+
+
+_Row = tuple[tuple[Any, ...], str, Sequence[Tuned]]
+
+
+def _table(labels: tuple[str, ...], rows: Sequence[_Row]) -> list[str]:
+    """A line for every row, whose times are the sums of its measurements."""
+    titles = ("µs", "XLA µs", "kernel µs", "over XLA", "over kernel", "over heuristic")
+    table: list[tuple[str, ...]] = [(*labels, "chosen", *titles)]
+    for label, chosen, some in rows:
+        us, xla_us = sum(one.us for one in some), sum(one.xla_us for one in some)
+        kernel_us = sum(one.kernel_us for one in some)
+        heuristic_us = sum(one.heuristic_us for one in some)
+        times = (f"{time:.1f}" for time in (us, xla_us, kernel_us))
+        gains = (f"{100 * (time / us - 1):.1f} %" for time in (xla_us, kernel_us, heuristic_us))
+        table.append((*map(str, label), chosen, *times, *gains))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    # Names begin where their titles do; numbers end there.
+    left = {labels.index("product")} if "product" in labels else set()
+    left.add(len(labels))
+    return [
+        "  ".join(
+            f"{cell:{'<' if i in left else '>'}{width}}"
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in table
+    ]
+
+
+def _name(one: Tuned, words: Callable[[dict[str, int]], str]) -> str:
+    return words(one.entry["config"]) if one.is_kernel else "XLA"
+
+
+def _product_tiling(tiling: dict[str, int]) -> str:
+    shared = f", depth by {tiling['split']}" if tiling["split"] > 1 else ""
+    paired = ", paired" if tiling["cluster"] > 1 else ""
     return (
-        f"kernel {tiling['block_n']}x{tiling['block_k']}, {tiling['stages']} deep"
-        + ", paired" * (tiling["cluster"] > 1)
+        f"kernel {tiling['block_n']}x{tiling['block_k']}, {tiling['stages']} deep{paired}{shared}"
     )
 
 
-def _gain(static_us: float, us: float) -> str:
-    return f"{100 * (static_us / us - 1):.1f} %"
+def _call_tiling(tiling: dict[str, int]) -> str:
+    return f"kernel {tiling['block']}, {tiling['stages']} deep"

@@ -1,4 +1,4 @@
-"""Measure a model's products one after another; what was measured is kept at once."""
+"""Measure a model's calls of an op one after another; what was measured is kept at once."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -6,30 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from jaxinfer.autotune.measure import Times, measure
+from jaxinfer.autotune.op import Op
 from jaxinfer.pallas_kernels import tuning
 from jaxinfer.pallas_kernels.decision import decide
 from jaxinfer.pallas_kernels.device import DeviceSpec
-from jaxinfer.pallas_kernels.matmul.config import candidates
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
-from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec
 from jaxinfer.progress import Progress
-
-# One program per implementation and tiling. To compile it took 0.4 to 0.75 s on a machine with an
-# H100 (`compile_s` in bench/results); the rest is for inputs and timing.
-_SECONDS_EACH = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Tuned:
-    """What was found for one product.
+    """What was found for one call.
 
     Attributes:
-        spec: The product.
+        spec: The call.
         entry: As `decide` made it of the times.
+        heuristic_us: Time of what is taken where nothing was measured, µs.
     """
 
-    spec: MatmulSpec
+    spec: Any
     entry: dict[str, Any]
+    heuristic_us: float
 
     @property
     def is_kernel(self) -> bool:
@@ -54,32 +50,37 @@ class Tuned:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What there is to measure.
+    """What there is to measure of one op.
 
     Attributes:
-        tilings: By product, those of the kernel that compete with XLA.
-        refused: Products that the kernel cannot compute, and for which XLA is taken.
+        op: It.
+        tilings: By call, those of the kernel that compete with XLA.
+        refused: Calls that the kernel cannot serve, and for which XLA is taken.
+        skipped: Why a call is not measured; the heuristic decides.
     """
 
-    tilings: dict[MatmulSpec, list[Config]]
-    refused: list[MatmulSpec]
+    op: Op[Any, Any]
+    tilings: dict[Any, list[Any]]
+    refused: list[Any]
+    skipped: dict[Any, str]
 
     @classmethod
-    def of(cls, specs: Sequence[MatmulSpec], device: DeviceSpec) -> "Plan":
-        """The plan for products on a device."""
-        tilings = {
-            spec: candidates(device, M=spec.M, K=spec.K, N=spec.N, gated=spec.gate is not None)
-            for spec in specs
-        }
+    def of(cls, op: Op[Any, Any], specs: Sequence[Any], device: DeviceSpec) -> "Plan":
+        """The plan for calls of an op on a device."""
+        tilings = {spec: op.candidates(device, spec) for spec in specs}
+        served = [spec for spec in specs if tilings[spec]]
+        skipped = {spec: why for spec in served if (why := op.too_large(spec))}
         return cls(
-            tilings={spec: some for spec, some in tilings.items() if some},
-            refused=[spec for spec, some in tilings.items() if not some],
+            op=op,
+            tilings={spec: tilings[spec] for spec in served if spec not in skipped},
+            refused=[spec for spec in specs if not tilings[spec]],
+            skipped=skipped,
         )
 
     @property
     def seconds(self) -> float:
         """About how long it will take."""
-        return _SECONDS_EACH * sum(1 + len(some) for some in self.tilings.values())
+        return self.op.seconds * sum(1 + len(some) for some in self.tilings.values())
 
 
 def tune(
@@ -90,26 +91,30 @@ def tune(
     command: str,
     progress: Progress,
 ) -> Iterator[Tuned]:
-    """Measure a plan's products, and yield each when it is in the device's tuning data.
+    """Measure a plan's calls, and yield each when it is in the device's tuning data.
 
     Args:
         plan: What to measure.
         device: That of this process; its key names the data.
         folder: For the data, as in `tuning.save`.
         command: For the file.
-        progress: Called with (product, products done, products in all).
+        progress: Called with (call, calls done, calls in all).
 
     Raises:
         OSError: the file cannot be written.
         WrongResult: an implementation computes something else.
     """
-    known: dict[str, Times] = {}  # two products of a model may be alike
+    op = plan.op
+    known: dict[str, Times[Any]] = {}  # two products of a model may be alike
     for done, (spec, tilings) in enumerate(plan.tilings.items()):
         progress(spec.name, done, len(plan.tilings))
         key = spec.tuning_key
         if key not in known:
-            known[key] = measure(spec, tilings)
-        entry = decide(known[key].xla_us, known[key].kernel_us)
-        tuning.save(folder, "matmul", device, {key: entry}, command)
+            known[key] = measure(op, spec, tilings)
+        times = known[key]
+        entry = decide(times.xla_us, times.kernel_us)
+        tuning.save(folder, op.name, device, {key: entry}, command)
         progress(spec.name, done + 1, len(plan.tilings))
-        yield Tuned(spec=spec, entry=entry)
+        unmeasured = op.heuristic(device, spec)
+        us = times.xla_us if unmeasured is None else times.kernel_us[unmeasured]
+        yield Tuned(spec=spec, entry=entry, heuristic_us=us)

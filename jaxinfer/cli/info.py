@@ -87,8 +87,9 @@ class Info(Output):
                 "shape": shape,
                 "dtype": dtype,
                 "tuning": [
-                    {"file": str(file), "entries": len(tuning.load(file))}
-                    for file in tuning.files("matmul", spec)
+                    {"op": op, "file": str(file), "entries": len(tuning.load(file))}
+                    for op in ("matmul", "decode_attention")
+                    for file in tuning.files(op, spec)
                 ],
                 "ops": [_as_json(choice) for choice in op_choices(config, spec, jnp.dtype(dtype))],
             },
@@ -166,7 +167,7 @@ def _print(values: dict[str, Any]) -> None:
     print(f"\nops of {plan['shape']}, {plan['dtype']}, on {plan['device']}{planned}")
     for data in plan["tuning"]:
         if data["entries"]:
-            print(f"  measured choices of matmul: {data['entries']} from {data['file']}")
+            print(f"  measured choices of {data['op']}: {data['entries']} from {data['file']}")
     for op in plan["ops"]:
         print(f"  {op['op']}, {op['phase']}: {op['implementation'] or 'none can serve it'}")
         for candidate in op["candidates"]:

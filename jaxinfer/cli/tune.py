@@ -1,10 +1,10 @@
-"""`jaxinfer tune`: measure which implementation and tiling suit a model's products here."""
+"""`jaxinfer tune`: measure which implementations and tilings suit a model here."""
 
 import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 jaxinfer tune default
+jaxinfer tune llama-3-8b --op decode_attention
 jaxinfer tune llama-3-8b --json
 jaxinfer tune Qwen/Qwen3-8B --dtype float16
 jaxinfer tune model.gguf --out tuning
@@ -29,9 +30,10 @@ jaxinfer tune model.gguf --out tuning
 class Tune(Output):
     """Measure on this GPU which implementation suits each product of a model, and keep it.
 
-    For 1, 8, 16, 32, 64 and 128 tokens, XLA competes with the kernel's tilings on random weights;
-    the kernel is chosen where it is faster by more than 1 %. All commands then choose by what was
-    measured. Ctrl-C keeps what there is.
+    The same for attention to a KV cache in decoding. XLA competes with the kernels' tilings on
+    random data: products of 1, 8, 16, 32, 64 and 128 tokens, and attention of 1, 8 and 64 requests
+    with room for 1024 to 131072 tokens each. A kernel is chosen where it is faster by more than
+    1 %. All commands then choose by what was measured. Ctrl-C keeps what there is.
     """
 
     model: Annotated[
@@ -43,8 +45,10 @@ class Tune(Output):
             "is fetched.",
         ),
     ]
+    op: Literal["all", "matmul", "decode_attention"] = "all"
+    """What to measure: products, attention in decoding, or both."""
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
-    """Of weights and tokens; what is chosen holds for both."""
+    """Of weights, tokens and cache; what is chosen holds for both."""
     out: Annotated[
         Path | None,
         arg(
@@ -65,9 +69,16 @@ class Tune(Output):
         device = _hopper()
         folder = self._folder()
         reporter = self.reporter()
-        plan = self._plan(device, reporter)
-        tuned = self._measure(plan, device, folder, reporter)
-        self._print(tuned, device, folder / device.key / "matmul.json")
+        found = {}
+        for plan in self._plans(device, reporter):
+            name = plan.op.name
+            found[name] = self._measure(plan, device, folder, reporter)
+            if not self.json:
+                self._print(name, found[name], folder / device.key / f"{name}.json")
+        if self.json:
+            print(json.dumps(self._as_json(found, device, folder)))
+        elif self.out is not None:
+            print(f"read where JAXINFER_TUNING={self.out.absolute()}")
         return 0
 
     def _folder(self) -> Path:
@@ -87,57 +98,74 @@ class Tune(Output):
             raise UsageError(f"cannot write into {folder}")
         return folder
 
-    def _plan(self, device: "DeviceSpec", reporter: Reporter) -> "Plan":
-        from jaxinfer.autotune.products import model_config, products
+    def _plans(self, device: "DeviceSpec", reporter: Reporter) -> list["Plan"]:
+        from jaxinfer.autotune.ops import OPS
+        from jaxinfer.autotune.products import model_config
         from jaxinfer.autotune.tune import Plan
 
         interrupts.work_begins()
         with reporter.task("download", unit="bytes", quiet=True, late=True) as progress:
             config = model_config(self.model, progress)
-        plan = Plan.of(products(config, name=self.model, dtype=self.dtype), device)
-        for spec in plan.refused:
-            reporter.note(f"{spec.name}: XLA, the kernel cannot compute it")
-        if not plan.tilings:
-            raise UsageError(f"the kernel can compute no product of {self.model}: all are XLA's")
-        return plan
+        plans = []
+        for op in OPS.values() if self.op == "all" else [OPS[self.op]]:
+            plan = Plan.of(op, op.specs(config, model=self.model, dtype=self.dtype), device)
+            for spec in plan.refused:
+                reporter.note(f"{op.name} {spec.name}: XLA, the kernel cannot serve it")
+            for spec, why in plan.skipped.items():
+                reporter.note(f"{op.name} {spec.name}: not measured, {why}")
+            plans += [plan] if plan.tilings else []
+        if not plans:
+            what = "" if self.op == "all" else f" of {self.op}"
+            raise UsageError(f"the kernels can serve no call{what} of {self.model}: all are XLA's")
+        return plans
 
     def _measure(
         self, plan: "Plan", device: "DeviceSpec", folder: Path, reporter: Reporter
     ) -> list["Tuned"]:
         from jaxinfer.autotune.tune import tune
 
-        count, tuned = len(plan.tilings), []
-        reporter.note(f"{count} products on {device.name}, about {plan.seconds / 60:.0f} min")
+        count, unit, name = len(plan.tilings), plan.op.unit, plan.op.name
+        minutes = plan.seconds / 60
+        reporter.note(f"{count} {unit} of {name} on {device.name}, about {minutes:.0f} min")
+        command = f"jaxinfer tune {self.model}" + ("" if self.op == "all" else f" --op {self.op}")
+        tuned = []
         try:
-            with reporter.task("tune", unit="products", foresee=True) as progress:
-                found = tune(
-                    plan, device, folder=folder, command=f"jaxinfer tune {self.model}",
-                    progress=progress,
-                )  # fmt: skip
-                for one in found:
+            with reporter.task(f"tune {name}", unit=unit, foresee=True) as progress:
+                for one in tune(plan, device, folder=folder, command=command, progress=progress):
                     tuned.append(one)
         except BaseException:
-            file = folder / device.key / "matmul.json"
+            file = folder / device.key / f"{name}.json"
             kept = f"are kept in {file}" if tuned else "were measured; nothing is written"
-            reporter.note(f"{len(tuned)} of {count} products {kept}")
+            reporter.note(f"{len(tuned)} of {count} {unit} of {name} {kept}")
             raise
         return tuned
 
-    def _print(self, tuned: list["Tuned"], device: "DeviceSpec", file: Path) -> None:
+    def _print(self, op: str, tuned: list["Tuned"], file: Path) -> None:
         from jaxinfer.autotune import report
 
-        if self.json:
-            rows = [
-                {"part": t.spec.part, "M": t.spec.M, "K": t.spec.K, "N": t.spec.N, **t.entry}
-                for t in tuned
-            ]
-            values = {"model": self.model, "device": device.name, "file": str(file)}
-            print(json.dumps(values | {"kernel_for": report.by_part(tuned), "products": rows}))
-            return
-        lines = [report.HEADING, "", *report.table(tuned), "", report.CROSSOVERS, ""]
-        print("\n".join([*lines, *report.crossovers(tuned), "", f"written to {file}"]))
-        if self.out is not None:
-            print(f"read where JAXINFER_TUNING={self.out.absolute()}")
+        print("\n".join([f"# {op}", *report.lines(op, tuned), "", f"written to {file}", ""]))
+
+    def _as_json(
+        self, found: dict[str, list["Tuned"]], device: "DeviceSpec", folder: Path
+    ) -> dict[str, Any]:
+        from jaxinfer.autotune import report
+        from jaxinfer.autotune.ops import OPS
+
+        return {
+            "model": self.model,
+            "device": device.name,
+            "ops": {
+                op: {
+                    "file": str(folder / device.key / f"{op}.json"),
+                    **report.summary(op, tuned),
+                    OPS[op].unit: [
+                        OPS[op].sizes(t.spec) | t.entry | {"heuristic_us": t.heuristic_us}
+                        for t in tuned
+                    ],
+                }
+                for op, tuned in found.items()
+            },
+        }
 
 
 def _hopper() -> "DeviceSpec":

@@ -1,14 +1,19 @@
 """The gate before the clock, and what the clock is given."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxinfer.autotune import decode_attention as attention
+from jaxinfer.autotune import matmul as product
 from jaxinfer.autotune import measure as module
-from jaxinfer.autotune.measure import Times, WrongResult, measure
+from jaxinfer.autotune.measure import Times, WrongResult
+from jaxinfer.autotune.ops import OPS
 from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.decode_attention.specs import DecodeSpec
 from jaxinfer.pallas_kernels.device import H100, current_device
 from jaxinfer.pallas_kernels.matmul.config import candidates
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
@@ -17,25 +22,36 @@ from tests.ops.cases import quick_compilation
 
 SPEC = MatmulSpec(model="tiny", M=3, K=128, N=256, gate="silu", bias=True)
 TILINGS = [Config(block_n=64), Config(block_n=128)]
+CALL = DecodeSpec(model="tiny", B=2, S=128, N=4, K=2, H=64)
+CALL_TILINGS = [attention.Config(block=64, stages=2), attention.Config(block=128, stages=2)]
+
+
+def measure(spec, tilings):
+    name = "matmul" if isinstance(spec, MatmulSpec) else "decode_attention"
+    return module.measure(OPS[name], spec, tilings)
 
 
 @pytest.fixture
 def fake(monkeypatch):
     """The kernel computes as XLA does, plus an error; the clock counts up. Gives what was timed."""
-    real, timed = module.matmul, []
+    timed = []
     monkeypatch.setattr(module, "COLD_BYTES", 5 * 128 * 256 * 2)
 
     def install(error=0.0):
-        def matmul(*arrays, implementation, config=None, **options):
-            result = real(*arrays, **options, implementation="xla")
-            return result if implementation == "xla" else result + result * error
+        def instead(real):
+            def op(*arrays, implementation, config=None, **options):
+                result = real(*arrays, **options, implementation="xla")
+                return result if implementation == "xla" else result + result * error
+
+            return op
 
         def call_times(call, repeats, *, flush):
             assert not flush, "the weights change instead"
             timed.append([jax.block_until_ready(call()) for _ in range(2)])
             return [float(len(timed))] * repeats
 
-        monkeypatch.setattr(module, "matmul", matmul)
+        monkeypatch.setattr(product, "matmul", instead(product.matmul))
+        monkeypatch.setattr(attention, "decode_attention", instead(attention.decode_attention))
         monkeypatch.setattr(module, "call_times", call_times)
         return timed
 
@@ -71,6 +87,36 @@ def test_a_wrong_result_gets_no_time(fake, error, dtype):
     assert timed == []
 
 
+@pytest.mark.parametrize("error", [0.02, jnp.nan])
+def test_a_wrong_attention_gets_no_time(fake, error):
+    timed = fake(error)
+    message = r"the kernel with Config\(block=64, .* computes tiny b2 s128 wrongly: relative RMS"
+    with pytest.raises(WrongResult, match=message):
+        measure(CALL, CALL_TILINGS)
+    assert timed == []
+
+
+def test_each_call_reads_other_pages(fake):
+    """A query, a table and lengths are small: they stay."""
+    timed = fake()
+    times = measure(CALL, CALL_TILINGS)
+    assert times == Times(xla_us=4.0, kernel_us={CALL_TILINGS[0]: 5.0, CALL_TILINGS[1]: 6.0})
+    results = [result for pair in timed for result in pair]
+    pools = 1 + -(-5 * 128 * 256 * 2 // (2 * 2 * 128 * 2 * 64 * 2))
+    for i, result in enumerate(results):
+        same = [bool((result == other).all()) for other in results]
+        assert same == [abs(i - j) % pools == 0 for j in range(len(results))]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_of_attention_is_not_wrong(fake, dtype):
+    fake()
+    of = functools.partial(DecodeSpec, model="tiny", B=3, N=6, K=2, H=64, dtype=dtype)
+    specs = [of(S=64), of(S=1024, local_window_size=50), of(S=1024, logits_softcap=5.0)]
+    for spec in specs:
+        assert measure(spec, []).kernel_us == {}
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_rounding_is_not_wrong(fake, dtype):
     fake()
@@ -92,6 +138,32 @@ def test_the_kernel_itself_passes_the_gate(monkeypatch):
         times = measure(MatmulSpec(model="tiny", M=3, K=128, N=128, gate="silu"), [tiling])
     assert times == Times(xla_us=1.0, kernel_us={tiling: 1.0})
     assert len(asked) == 6
+
+
+def test_the_kernel_of_attention_passes_the_gate(monkeypatch):
+    if jax.default_backend() != "cpu":
+        pytest.skip("the interpreter runs on CPUs: set JAX_PLATFORMS=cpu")
+    monkeypatch.setattr(module, "COLD_BYTES", 1)
+    monkeypatch.setattr(module, "call_times", lambda *_, **__: [1.0])
+    tiling = attention.Config(block=64, stages=2)
+    few = dataclasses.replace(H100, num_sms=4)
+    with plgpu.interpret(few, detect_races=False), quick_compilation():
+        times = measure(DecodeSpec(model="tiny", B=2, S=128, N=4, K=2, H=64), [tiling])
+    assert times == Times(xla_us=1.0, kernel_us={tiling: 1.0})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("B", [1, 64])
+def test_attention_on_a_gpu(B):
+    device = current_device()
+    if not device.is_hopper:
+        pytest.skip(f"needs compute capability 9.0; this is {device.name}")
+    spec = DecodeSpec(model="llama-3-8b", B=B, S=1024, N=32, K=8, H=128)
+    tilings = OPS["decode_attention"].candidates(device, spec)
+    times = measure(spec, tilings)
+    assert set(times.kernel_us) == set(tilings)
+    for us in (times.xla_us, *times.kernel_us.values()):
+        assert 3 < us < 1000  # on an H100 7 to 99 µs, XLA 15 to 320
 
 
 @pytest.mark.gpu

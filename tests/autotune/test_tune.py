@@ -1,9 +1,10 @@
-"""From measured times to what `matmul` chooses, and to what is shown."""
+"""From measured times to what ops choose, and to what is shown."""
 
 import pytest
 
 from jaxinfer.autotune import report
 from jaxinfer.autotune import tune as module
+from jaxinfer.autotune.ops import OPS
 from jaxinfer.autotune.products import products
 from jaxinfer.autotune.tune import Plan, Tuned, tune
 from jaxinfer.models.config import DecoderConfig
@@ -24,7 +25,7 @@ def run(tmp_path, monkeypatch):
 
     def run(clock, specs=SPECS, progress=lambda *_: None):
         monkeypatch.setattr(module, "measure", clock)
-        plan = Plan.of(specs, H100)
+        plan = Plan.of(OPS["matmul"], specs, H100)
         return tune(plan, H100, folder=tmp_path, command="jaxinfer tune x", progress=progress)
 
     return run
@@ -80,7 +81,7 @@ def test_products_that_are_alike_are_measured_once(run):
 
 def test_what_the_kernel_lacks_is_not_measured():
     odd = MatmulSpec(model="x", M=8, K=100, N=128)
-    plan = Plan.of([odd, SPECS[0]], H100)
+    plan = Plan.of(OPS["matmul"], [odd, SPECS[0]], H100)
     assert plan.refused == [odd]
     assert list(plan.tilings) == [SPECS[0]]
     assert plan.seconds > 0
@@ -91,6 +92,7 @@ def tuned(factors, part="qkv"):
         Tuned(
             spec=MatmulSpec(model="x", part=part, M=M, K=4096, N=4096),
             entry=decide(100.0, {Config(): 100.0 * factor}),
+            heuristic_us=100.0,
         )
         for M, factor in factors.items()
     ]
@@ -111,10 +113,13 @@ def test_crossovers(fast, ranges, words):
 
 def test_gains_over_static_choices():
     found = tuned({1: 0.8, 8: 1.25}) + tuned({1: 2.0}, part="down")
-    lines = [line.split() for line in report.table(found)]
+    lines = [line.split() for line in report.products(found)]
     assert lines[1][:2] == ["qkv", "1"]
-    assert lines[1][-7:] == ["80.0", "100.0", "80.0", "25.0", "%", "0.0", "%"]
-    assert lines[2][-7:] == ["100.0", "100.0", "125.0", "0.0", "%", "25.0", "%"]
+    times, gains = ["80.0", "100.0", "80.0"], ["25.0", "%", "0.0", "%", "25.0", "%"]
+    assert lines[1][-9:] == [*times, *gains]
+    times, gains = ["100.0", "100.0", "125.0"], ["0.0", "%", "25.0", "%", "0.0", "%"]
+    assert lines[2][-9:] == [*times, *gains]
     # At 1 token the kernel for one and XLA for the other: 180 µs against 200 and 280.
-    assert lines[4] == ["layer", "1", "180.0", "200.0", "280.0", "11.1", "%", "55.6", "%"]
+    times, gains = ["180.0", "200.0", "280.0"], ["11.1", "%", "55.6", "%", "11.1", "%"]
+    assert lines[4] == ["layer", "1", *times, *gains]
     assert len(lines) == 5, "no sum where a product is missing"
