@@ -36,6 +36,11 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(weight)
         self.eps = eps
 
+    @property
+    def norm(self) -> Norm:
+        """As ops take it."""
+        return Norm(self.weight[...], self.eps)
+
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Normalise the last axis and multiply by the weight; same shape and dtype."""
         return self.add(None, x)[0]
@@ -70,8 +75,7 @@ def _project(
         The stream `[B, T, D]` and its norm.
     """
     if post is None and axis is None:
-        following = Norm(norm.weight[...], norm.eps)
-        return matmul_and_norm(x, weight, residual=stream, norm=following)
+        return matmul_and_norm(x, weight, residual=stream, norm=norm.norm)
     out = _sum_over(axis, matmul(x, weight))
     normed, stream = norm.add(stream, out if post is None else post(out))
     return stream, normed
@@ -140,10 +144,12 @@ class Attention(nnx.Module):
         B, T, _ = x.shape
         pools = (k_pages, v_pages, page_table, start, num_tokens)
         new: list[jax.Array] = []  # keys and values, unless only their pages are needed
-        if T == 1 and shared is None and self.q_norm is None:
+        if T == 1 and shared is None:
             q, k_pages, v_pages = project_rope_write(
-                x, self.qkv_proj[...], self._bias, *angles, *pools, num_heads=config.num_heads
-            )
+                x, self.qkv_proj[...], self._bias, *angles, *pools, num_heads=config.num_heads,
+                q_norm=None if self.q_norm is None else self.q_norm.norm,
+                k_norm=None if self.k_norm is None else self.k_norm.norm,
+            )  # fmt: skip
         else:
             q, *new, k_pages, v_pages = self._project(x, angles, pools)
         options: dict[str, Any] = {

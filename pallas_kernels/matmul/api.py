@@ -112,7 +112,9 @@ def run_mosaic(
     M, device = math.prod(x.shape[:-1]), current_device()
     beside: dict[str, Any] = {
         "tiles": 1 + (residual is not None) + (norm is not None) + (rotation is not None),
-        "sums": norm is not None or isinstance(x, UndividedNorm),
+        "sums": norm is not None
+        or isinstance(x, UndividedNorm)
+        or (rotation is not None and rotation.q_norm is not None),
     }
     tiling = config or configs.with_room(choice.config, device, M=M, gated=gated, **beside)
     _check_mosaic(x, norm, M=M, K=K, out_n=N // 2 if gated else N, config=tiling)

@@ -104,6 +104,8 @@ def matmul_mosaic(
             jnp.pad(x.astype(jnp.float32), beyond).T for x in (rotation.cos, rotation.sin)
         )
         inputs["page"], inputs["slot"] = rotation.page, rotation.slot
+        if rotation.q_norm is not None and rotation.k_norm is not None:
+            inputs["q_norm"], inputs["k_norm"] = rotation.q_norm.weight, rotation.k_norm.weight
         inputs["k_pages"], inputs["v_pages"] = (
             jax.new_ref(x) for x in (rotation.k_pages, rotation.v_pages)
         )
@@ -216,6 +218,8 @@ def _body(
                 ]
             if shape.heads is not None:
                 head = lax.div(column, jnp.int32(shape.heads.H))
+                if shape.heads.eps is not None:
+                    banks = shape.heads.normalised(banks, head, gmem["q_norm"], gmem["k_norm"])
                 halves = shape.heads.rotated(banks, head, angles)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 tiles = (out_smem, second_smem)

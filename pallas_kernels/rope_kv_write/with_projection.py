@@ -6,17 +6,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose, is_forced
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import check, matmul, run_mosaic
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
-from jaxinfer.pallas_kernels.matmul.norm import Tokens, UndividedNorm
+from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
 from jaxinfer.pallas_kernels.matmul.rotation import MAX_TOKENS, Rotation
 from jaxinfer.pallas_kernels.rope_kv_write import config as configs_of_rope
 from jaxinfer.pallas_kernels.rope_kv_write.api import check_shapes, rope_kv_write
 
 NAME = "project_rope_write"
+_OPS = ("matmul", "add_rms_norm", "rope_kv_write")  # that it can stand for
 
 
 def project_rope_write(
@@ -32,12 +34,14 @@ def project_rope_write(
     num_tokens: Int[Array, "B"],
     *,
     num_heads: int,
+    q_norm: Norm | None = None,
+    k_norm: Norm | None = None,
     implementation: Implementation = None,
     config: Config | None = None,
 ) -> tuple[Float[Array, "B 1 N H"], Float[Array, "P K p H"], Float[Array, "P K p H"]]:
     """Project one token per request, rotate its queries and keys, and write its keys and values.
 
-    `matmul` and then `rope_kv_write`, or one launch for both.
+    `matmul`, RMSNorms of heads if the model has them, and `rope_kv_write`; or all in one launch.
 
     Args:
         x: `[B, 1, D]` tokens, or a norm that the product still has to divide.
@@ -51,9 +55,11 @@ def project_rope_write(
         start: `[B]`.
         num_tokens: `[B]`, 0 or 1.
         num_heads: N.
-        implementation: `"mosaic"` is one launch; `"separate"` the two ops, each as it chooses;
+        q_norm: RMSNorm of every query head, with a weight `[H]`; None: there is none.
+        k_norm: RMSNorm of every key head; there must be one if there is one for queries.
+        implementation: `"mosaic"` is one launch; `"separate"` an op each, as it chooses;
             `"xla"` all in plain JAX; or several in order. None: `"separate"` where somebody forces
-            an implementation of one of the two ops, else the first of `config.WITH_PROJECTION`
+            an implementation of one of these ops, else the first of `config.WITH_PROJECTION`
             that can serve.
         config: Tiling of the product, as for `matmul`; `block_n` must be H/2.
 
@@ -61,11 +67,12 @@ def project_rope_write(
         Rotated queries `[B, 1, N, H]`, and both pools with the new tokens.
 
     Raises:
-        ValueError: as `matmul` and `rope_kv_write`.
+        ValueError: as `matmul` and `rope_kv_write`; one norm without the other, or of another
+            width than H.
         TypeError: as `matmul` and `rope_kv_write`.
         NotSupported: the implementation asked for by name cannot serve the call.
 
-    Numerics: one launch rotates the product in float32 and rounds once; two ops round it before.
+    Numerics: one launch keeps the product in float32 until it is rotated; ops round in between.
 
     >>> x, weight = jnp.ones((1, 1, 4)), jnp.ones((4, 12))
     >>> one, zero, pages = jnp.ones((1, 1, 2)), jnp.zeros((1, 1, 2)), jnp.zeros((2, 1, 16, 4))
@@ -82,6 +89,11 @@ def project_rope_write(
         raise ValueError(
             f"weight must have (N + 2·K)·H = {(num_heads + 2 * K) * H} columns; got {weight.shape}"
         )
+    if (q_norm is None) != (k_norm is None):
+        raise ValueError("q_norm and k_norm must both be given, or neither")
+    for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
+        if norm is not None and norm.weight.shape != (H,):
+            raise ValueError(f"{name}.weight must have shape ({H},); got {norm.weight.shape}")
     q, kv = (jax.ShapeDtypeStruct((B, 1, heads, H), x.dtype) for heads in (num_heads, K))
     check_shapes(q, kv, kv, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
 
@@ -89,6 +101,11 @@ def project_rope_write(
         product = matmul(x, weight, bias, implementation=name)
         q, k, v = jnp.split(product, [num_heads * H, (num_heads + K) * H], axis=-1)
         q, k, v = (part.reshape(B, 1, -1, H) for part in (q, k, v))
+        if q_norm is not None and k_norm is not None:
+            q, k = (
+                add_rms_norm(part, None, norm.weight, eps=norm.eps, implementation=name)[0]
+                for part, norm in ((q, q_norm), (k, k_norm))
+            )
         q, _, keys, values = rope_kv_write(
             q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens, implementation=name
         )
@@ -99,7 +116,8 @@ def project_rope_write(
             raise refusal
         tiling = config or _tiling(x, H)
         page, slot = _places(page_table, start, num_tokens, page_size=k_pages.shape[2])
-        rotation = Rotation(cos[:, 0], sin[:, 0], page, slot, k_pages, v_pages, num_heads)
+        angles = cos[:, 0], sin[:, 0]
+        rotation = Rotation(*angles, page, slot, k_pages, v_pages, num_heads, q_norm, k_norm)
         choice = configs.Choice(order=("mosaic",), config=tiling)
         queries, (keys, values) = run_mosaic(
             x, weight, bias, None, None, rotation, transposed=False, gate=None, config=tiling,
@@ -110,7 +128,7 @@ def project_rope_write(
     candidates = {
         "mosaic": mosaic, "separate": separate, "xla": functools.partial(separate, "xla"),
     }  # fmt: skip
-    if implementation is None and (is_forced("matmul") or is_forced("rope_kv_write")):
+    if implementation is None and any(is_forced(op) for op in _OPS):
         implementation = "separate"
     return choose(NAME, implementation, candidates, configs_of_rope.WITH_PROJECTION)
 

@@ -37,6 +37,14 @@ def arrays(B, N, K, H, D, *, bias=False, dtype="bfloat16", absent=()) -> tuple[A
     )  # fmt: skip
 
 
+def norms(H, dtype="bfloat16") -> dict[str, Any]:
+    """Of queries and keys; each has an `eps` of its own."""
+    return {
+        "q_norm": Norm(1 + normal(6, (H,), dtype, 0.1), 1e-5),
+        "k_norm": Norm(1 + normal(7, (H,), dtype, 0.1), 1e-2),
+    }
+
+
 def run(hopper, given, num_heads, implementation="mosaic", **more):
     call = functools.partial(
         project_rope_write, num_heads=num_heads, implementation=implementation, **more
@@ -44,13 +52,14 @@ def run(hopper, given, num_heads, implementation="mosaic", **more):
     return hopper.run(call, *given, num_sms=8)
 
 
-def want(given, num_heads):
-    """The two ops in float32."""
+def want(given, num_heads, **more):
+    """An op each, in float32."""
     wide: Any = [
         x if x is None or jnp.issubdtype(x.dtype, jnp.integer) else x.astype("float32")
         for x in given
     ]
-    return project_rope_write(*wide, num_heads=num_heads, implementation="xla")
+    wider = {name: Norm(norm.weight.astype("float32"), norm.eps) for name, norm in more.items()}
+    return project_rope_write(*wide, num_heads=num_heads, implementation="xla", **wider)
 
 
 def agree(got, want, dtype):
@@ -70,6 +79,19 @@ def test_matches_the_two_ops(hopper, B, N, K, H, D, options):
     given = arrays(B, N, K, H, D, **options)
     tiling = Config(block_n=H // 2, block_k=64, stages=2)
     agree(run(hopper, given, N, config=tiling), want(given, N), given[0].dtype)
+
+
+@pytest.mark.parametrize(("B", "N", "K", "H", "D", "options"), [
+    (1, 2, 1, 128, 64, {}),
+    (5, 1, 2, 128, 128, {"bias": True}),
+    (3, 1, 1, 256, 64, {}),
+], ids=str)  # fmt: skip
+def test_heads_under_a_norm(hopper, B, N, K, H, D, options):
+    """Queries and keys by their own weights, values by none."""
+    given = arrays(B, N, K, H, D, **options)
+    tiling = Config(block_n=H // 2, block_k=64, stages=2)
+    got = run(hopper, given, N, config=tiling, **norms(H))
+    agree(got, want(given, N, **norms(H)), "bfloat16")
 
 
 @pytest.mark.parametrize("num_sms", [2, 3])
@@ -142,10 +164,13 @@ def test_donated_pools_are_updated_in_place(hopper_gpu):
 
 @pytest.mark.parametrize(("B", "N", "K", "H", "D"), [
     (1, 32, 8, 128, 4096), (8, 32, 8, 128, 4096), (16, 32, 32, 128, 4096), (2, 8, 4, 256, 2560),
+    (1, 4, 1, 256, 640),
 ])  # fmt: skip
-def test_lowers(h100, B, N, K, H, D):
+@pytest.mark.parametrize("normed", [False, True])
+def test_lowers(h100, B, N, K, H, D, normed):
     shapes = jax.eval_shape(lambda: arrays(B, N, K, H, D, bias=True))
-    call = functools.partial(project_rope_write, num_heads=N, implementation="mosaic")
+    more = norms(H) if normed else {}
+    call = functools.partial(project_rope_write, num_heads=N, implementation="mosaic", **more)
     text = plgpu.lower_for_cuda(call, *shapes, spec=h100)
     assert text.count("custom_call @mosaic_gpu") == 1
 
@@ -169,15 +194,15 @@ def test_one_launch_needs_hopper():
         project_rope_write(*arrays(1, 1, 1, 128, 64), num_heads=1, implementation="mosaic")
 
 
-@pytest.mark.parametrize("op", ["matmul", "rope_kv_write"])
-def test_each_of_the_two_ops_can_be_switched_off(h100, monkeypatch, op):
-    """Then both are calls of their own, so that a benchmark shows what one is worth."""
+@pytest.mark.parametrize("op", ["matmul", "add_rms_norm", "rope_kv_write"])
+def test_each_of_the_ops_can_be_switched_off(h100, monkeypatch, op):
+    """Then all are calls of their own, so that a benchmark shows what one is worth."""
     monkeypatch.setattr(config, "WITH_PROJECTION", ("mosaic", "separate"))
     given = arrays(1, 2, 1, 128, 128)
     jax.eval_shape(lambda: project_rope_write(*given, num_heads=2))
     assert choices()["project_rope_write"].implementation == "mosaic"
     with force_implementation("xla", op=op):
-        jax.eval_shape(lambda: project_rope_write(*given, num_heads=2))
+        jax.eval_shape(lambda: project_rope_write(*given, num_heads=2, **norms(128)))
     assert choices()["project_rope_write"].implementation == "separate"
     assert choices()[op].implementation == "xla"
 
@@ -188,6 +213,17 @@ def test_everything_in_plain_jax(h100):
         jax.eval_shape(lambda: project_rope_write(*given, num_heads=2))
     names = ("project_rope_write", "matmul", "rope_kv_write")
     assert [choices()[name].implementation for name in names] == ["xla"] * 3
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("given", "message"), [
+    ({"q_norm": Norm(np.ones(128))}, "q_norm and k_norm must both be given, or neither"),
+    ({"q_norm": Norm(np.ones(128)), "k_norm": Norm(np.ones(64))},
+     "k_norm.weight must have shape (128,); got (64,)"),
+], ids=["one", "narrow"])  # fmt: skip
+def test_norms_that_do_not_fit(given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        project_rope_write(*arrays(1, 2, 1, 128, 64), num_heads=2, **given)
 
 
 @pytest.mark.usefixtures("unchecked")
