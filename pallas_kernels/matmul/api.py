@@ -108,10 +108,13 @@ def run_mosaic(
     Arguments and results are those of `matmul_mosaic`.
     """
     K, N = weight.shape[::-1] if transposed else weight.shape
-    gated = gate is not None or rotation is not None  # a tile has two banks of weights
     M, device = math.prod(x.shape[:-1]), current_device()
+    gated, tiles = gate is not None, 1 + (residual is not None) + (norm is not None)
+    if rotation is not None:
+        gated = rotation.heads.banks == 2  # as many weights as with a gate
+        tiles += rotation.heads.banks - 1 + rotation.heads.scratch_tiles
     beside: dict[str, Any] = {
-        "tiles": 1 + (residual is not None) + (norm is not None) + (rotation is not None),
+        "tiles": tiles,
         "sums": norm is not None
         or isinstance(x, UndividedNorm)
         or (rotation is not None and rotation.q_norm is not None),

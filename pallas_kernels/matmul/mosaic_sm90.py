@@ -98,11 +98,12 @@ def matmul_mosaic(
         outputs["values"] = result
         outputs["sums"] = jax.ShapeDtypeStruct((sums, shape.rows), jnp.float32)
     if rotation is not None:
-        scratch["second_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
+        if shape.banks == 2:
+            scratch["second_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
+        scratch |= rotation.heads.scratch(shape.rows)
         beyond = ((0, shape.rows - shape.M), (0, 0))
-        inputs["cos"], inputs["sin"] = (
-            jnp.pad(x.astype(jnp.float32), beyond).T for x in (rotation.cos, rotation.sin)
-        )
+        angles = rotation.heads.angles(rotation.cos, rotation.sin)
+        inputs["cos"], inputs["sin"] = (jnp.pad(x, beyond).T for x in angles)
         inputs["page"], inputs["slot"] = rotation.page, rotation.slot
         if rotation.q_norm is not None and rotation.k_norm is not None:
             inputs["q_norm"], inputs["k_norm"] = rotation.q_norm.weight, rotation.k_norm.weight
@@ -139,7 +140,7 @@ def matmul_mosaic(
 def _body(
     shape: Shape, names: tuple[str, ...], *refs, x_smem, w_smem, out_smem, ready, free,
     residual_smem: Any = None, residual_ready: Any = None, values_smem: Any = None,
-    second_smem: Any = None, mailbox: Any = None, arrived: Any = None,
+    second_smem: Any = None, turned_smem: Any = None, mailbox: Any = None, arrived: Any = None,
 ):  # fmt: skip
     gmem = dict(zip(names, refs, strict=True))
     x_gmem, w_gmem, out_gmem = gmem["x"], gmem["weight"], gmem["out"]
@@ -220,11 +221,11 @@ def _body(
                 head = lax.div(column, jnp.int32(shape.heads.H))
                 if shape.heads.eps is not None:
                     banks = shape.heads.normalised(banks, head, gmem["q_norm"], gmem["k_norm"])
-                halves = shape.heads.rotated(banks, head, angles)
+                banks = shape.heads.rotated(banks, head, angles, turned_smem)
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                tiles = (out_smem, second_smem)
-                for tile, half in zip(tiles, halves, strict=True):
-                    _stage(tile, half.astype(tile.dtype))
+                tiles = [out_smem, second_smem][: shape.banks]
+                for tile, bank in zip(tiles, banks, strict=True):
+                    _stage(tile, bank.astype(tile.dtype))
                 plgpu.commit_smem()
 
                 @pl.when(cta + wave * shape.ctas < shape.tiles)

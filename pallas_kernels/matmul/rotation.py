@@ -65,7 +65,9 @@ class Rotation:
 class Heads:
     """Columns of the projection: query heads, key heads, value heads.
 
-    A tile is a head, in two banks: its first half and its second, which are rotated together.
+    A tile is a head. One of 128 or 256 columns is in two banks, its first half and its second: what
+    is rotated together lies in the same thread. One of 64 is a single bank, and the other half's
+    elements come through shared memory.
 
     Attributes:
         N: Query heads.
@@ -79,21 +81,55 @@ class Heads:
     H: int
     eps: tuple[float, float] | None = None
 
-    def normalised(self, halves, head, q_gmem, k_gmem) -> tuple[Any, Any]:
-        """Both halves of a head under its norm, unless it holds values.
+    @property
+    def banks(self) -> int:
+        """Of a tile."""
+        return 2 if self.H > 64 else 1
+
+    @property
+    def bank(self) -> int:
+        """Columns of a bank."""
+        return self.H // self.banks
+
+    def angles(self, cos, sin) -> tuple[Any, Any]:
+        """`[M, bank]` factors of an element and of the one it is rotated with, float32.
 
         Args:
-            halves: `[H/2, rows]` float32, two.
+            cos: `[M, H/2]`.
+            sin: `[M, H/2]`.
+        """
+        cos, sin = cos.astype(jnp.float32), sin.astype(jnp.float32)
+        if self.banks == 2:
+            return cos, sin
+        return jnp.concatenate([cos, cos], axis=1), jnp.concatenate([-sin, sin], axis=1)
+
+    def scratch(self, rows: int) -> dict[str, Any]:
+        """Shared memory in which a head of one bank is turned by half its width."""
+        if self.banks == 2:
+            return {}
+        layout = (plgpu.TilingTransform((8, 8)), plgpu.SwizzleTransform(32))
+        return {"turned_smem": plgpu.SMEM((2 * self.H, rows), jnp.float32, transforms=layout)}
+
+    @property
+    def scratch_tiles(self) -> int:
+        """The same as `scratch`, in tiles of 16-bit elements."""
+        return 0 if self.banks == 2 else 4
+
+    def normalised(self, banks, head, q_gmem, k_gmem) -> list[Any]:
+        """A head under its norm, unless it holds values.
+
+        Args:
+            banks: `[bank, rows]` float32 each.
             head: Its number.
             q_gmem: `[H]` weight of the queries' norm.
             k_gmem: `[H]` of the keys'.
         """
         assert self.eps is not None, "asked for"
-        shape = halves[0].shape
+        shape = banks[0].shape
         is_key = head >= self.N
         is_value = jnp.where(head >= self.N + self.K, 1.0, 0.0).astype(jnp.float32)
         eps = jnp.where(is_key, self.eps[1], self.eps[0]).astype(jnp.float32)
-        squares = sum((half * half).sum(axis=0) for half in halves)
+        squares = sum((bank * bank).sum(axis=0) for bank in banks)
         scale = lax.broadcast_in_dim(lax.rsqrt(squares / self.H + eps), shape, [1])
 
         def weight(i: int):
@@ -105,42 +141,50 @@ class Heads:
             chosen = lax.cond(is_key, lambda: of(k_gmem), lambda: of(q_gmem))
             return lax.broadcast_in_dim(chosen, shape, [0])
 
-        def normed(i: int, half):
-            return half * (scale * weight(i) * (1.0 - is_value) + is_value)
+        return [
+            bank * (scale * weight(i) * (1.0 - is_value) + is_value) for i, bank in enumerate(banks)
+        ]
 
-        return normed(0, halves[0]), normed(1, halves[1])
-
-    def rotated(self, halves, head, angles) -> tuple[Any, Any]:
-        """Both halves of a head, rotated unless it holds values.
+    def rotated(self, banks, head, angles, turned_smem) -> list[Any]:
+        """A head, rotated unless it holds values.
 
         Args:
-            halves: `[H/2, rows]` float32, two.
+            banks: `[bank, rows]` float32 each.
             head: Its number.
-            angles: Cosines and sines, `[H/2, rows]` each.
+            angles: As `angles` made them, `[bank, rows]` each.
+            turned_smem: The scratch of that name, if there is one.
         """
-        (first, second), (cosine, sine) = halves, angles
+        cosine, sine = angles
         is_value = jnp.where(head >= self.N + self.K, 1.0, 0.0).astype(jnp.float32)
         cosine = cosine * (1.0 - is_value) + is_value
         sine = sine * (1.0 - is_value)
-        return first * cosine - second * sine, second * cosine + first * sine
+        if self.banks == 2:
+            first, second = banks
+            return [first * cosine - second * sine, second * cosine + first * sine]
+        (bank,) = banks
+        for copy in (0, self.H):
+            turned_smem[pl.ds(copy, self.H)] = bank
+        turned = turned_smem.at[pl.ds(self.H // 2, self.H)]
+        other = plgpu.load(turned, layout=plgpu.Layout.WGMMA, optimized=False)
+        return [bank * cosine + other * sine]
 
-    def store(self, halves, head, places, q_gmem, k_gmem, v_gmem) -> None:
+    def store(self, banks, head, places, q_gmem, k_gmem, v_gmem) -> None:
         """Send a head's rows to where they belong.
 
         Args:
-            halves: Two tiles `[rows, H/2]` in shared memory, committed.
+            banks: Tiles `[rows, bank]` in shared memory, committed.
             head: Its number.
             places: Page and slot of every token.
             q_gmem: `[M, N·H]`.
             k_gmem: `[P, K, p, H]`.
             v_gmem: `[P, K, p, H]`.
         """
-        tokens, half = len(places), self.H // 2
+        tokens, width = len(places), self.bank
 
         @pl.when(head < self.N)
         def _queries():
-            for i, tile in enumerate(halves):
-                columns = pl.ds(head * self.H + i * half, half)
+            for i, tile in enumerate(banks):
+                columns = pl.ds(head * self.H + i * width, width)
                 plgpu.copy_smem_to_gmem(tile.at[pl.ds(0, tokens)], q_gmem.at[:, columns])
 
         def write(pages, number):
@@ -148,8 +192,8 @@ class Heads:
 
                 @pl.when(page >= 0)
                 def _token(token=token, page=page, slot=slot):
-                    for i, tile in enumerate(halves):
-                        target = pages.at[page, number, pl.ds(slot, 1), pl.ds(i * half, half)]
+                    for i, tile in enumerate(banks):
+                        target = pages.at[page, number, pl.ds(slot, 1), pl.ds(i * width, width)]
                         plgpu.copy_smem_to_gmem(tile.at[pl.ds(token, 1)], target)
 
         is_key = (head >= self.N) & (head < self.N + self.K)

@@ -119,7 +119,9 @@ class Shape:
     @property
     def banks(self) -> int:
         """Tiles of weights that a tile of the result needs at once."""
-        return 1 if self.gate is None and self.heads is None else 2
+        if self.heads is not None:
+            return self.heads.banks
+        return 1 if self.gate is None else 2
 
     @property
     def out_n(self) -> int:

@@ -61,7 +61,7 @@ def project_rope_write(
             `"xla"` all in plain JAX; or several in order. None: `"separate"` where somebody forces
             an implementation of one of these ops, else the first of `config.WITH_PROJECTION`
             that can serve.
-        config: Tiling of the product, as for `matmul`; `block_n` must be H/2.
+        config: Tiling of the product, as for `matmul`; `block_n` must be H/2, or 64 if that is H.
 
     Returns:
         Rotated queries `[B, 1, N, H]`, and both pools with the new tokens.
@@ -115,6 +115,10 @@ def project_rope_write(
         if (refusal := _refusal(x, H)) is not None:
             raise refusal
         tiling = config or _tiling(x, H)
+        if tiling is not None and tiling.block_n != max(H // 2, 64):
+            raise ValueError(
+                f"config.block_n must be {max(H // 2, 64)} for head_dim {H}; got {tiling.block_n}"
+            )
         page, slot = _places(page_table, start, num_tokens, page_size=k_pages.shape[2])
         angles = cos[:, 0], sin[:, 0]
         rotation = Rotation(*angles, page, slot, k_pages, v_pages, num_heads, q_norm, k_norm)
@@ -143,8 +147,8 @@ def _places(page_table, start, num_tokens, *, page_size: int) -> tuple[jax.Array
 
 def _tiling(x: Tokens, head_dim: int) -> Config | None:
     """A head per tile, with the deepest ring that fits."""
-    tiling = configs.Tiling(head_dim // 2, 64)
-    return configs.deepest(current_device(), tiling, M=x.shape[0], gated=True)
+    tiling = configs.Tiling(max(head_dim // 2, 64), 64)
+    return configs.deepest(current_device(), tiling, M=x.shape[0], gated=head_dim > 64)
 
 
 def _refusal(x: Tokens, head_dim: int) -> NotSupported | None:
@@ -155,6 +159,6 @@ def _refusal(x: Tokens, head_dim: int) -> NotSupported | None:
         return refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
     if M > MAX_TOKENS:
         return refuse(f"{M} tokens with their projection", f"1 to {MAX_TOKENS}")
-    if head_dim not in (128, 256):
-        return refuse(f"head_dim {head_dim} with the projection", "128, 256")
+    if head_dim not in (64, 128, 256):
+        return refuse(f"head_dim {head_dim} with the projection", "64, 128, 256")
     return None

@@ -72,12 +72,14 @@ def agree(got, want, dtype):
     (1, 2, 1, 128, 128, {}),
     (3, 2, 1, 128, 192, {"bias": True}),
     (5, 1, 1, 256, 64, {}),
+    (1, 3, 1, 64, 64, {}),
+    (9, 2, 1, 64, 192, {"bias": True}),
     (8, 4, 2, 128, 64, {"dtype": "float16"}),
     (16, 1, 1, 128, 64, {"bias": True}),
 ], ids=str)  # fmt: skip
 def test_matches_the_two_ops(hopper, B, N, K, H, D, options):
     given = arrays(B, N, K, H, D, **options)
-    tiling = Config(block_n=H // 2, block_k=64, stages=2)
+    tiling = Config(block_n=max(H // 2, 64), block_k=64, stages=2)
     agree(run(hopper, given, N, config=tiling), want(given, N), given[0].dtype)
 
 
@@ -85,18 +87,20 @@ def test_matches_the_two_ops(hopper, B, N, K, H, D, options):
     (1, 2, 1, 128, 64, {}),
     (5, 1, 2, 128, 128, {"bias": True}),
     (3, 1, 1, 256, 64, {}),
+    (4, 2, 1, 64, 64, {}),
 ], ids=str)  # fmt: skip
 def test_heads_under_a_norm(hopper, B, N, K, H, D, options):
     """Queries and keys by their own weights, values by none."""
     given = arrays(B, N, K, H, D, **options)
-    tiling = Config(block_n=H // 2, block_k=64, stages=2)
+    tiling = Config(block_n=max(H // 2, 64), block_k=64, stages=2)
     got = run(hopper, given, N, config=tiling, **norms(H))
     agree(got, want(given, N, **norms(H)), "bfloat16")
 
 
 @pytest.mark.parametrize("num_sms", [2, 3])
-def test_more_heads_than_ctas(hopper, num_sms):
-    given = arrays(2, 4, 2, 128, 128)
+@pytest.mark.parametrize("H", [64, 128])
+def test_more_heads_than_ctas(hopper, H, num_sms):
+    given = arrays(2, 4, 2, H, 128)
     kernel = functools.partial(
         project_rope_write, num_heads=4, implementation="mosaic",
         config=Config(block_n=64, block_k=64, stages=2),
@@ -164,7 +168,7 @@ def test_donated_pools_are_updated_in_place(hopper_gpu):
 
 @pytest.mark.parametrize(("B", "N", "K", "H", "D"), [
     (1, 32, 8, 128, 4096), (8, 32, 8, 128, 4096), (16, 32, 32, 128, 4096), (2, 8, 4, 256, 2560),
-    (1, 4, 1, 256, 640),
+    (1, 4, 1, 256, 640), (1, 9, 3, 64, 576), (16, 14, 2, 64, 896),
 ])  # fmt: skip
 @pytest.mark.parametrize("normed", [False, True])
 def test_lowers(h100, B, N, K, H, D, normed):
@@ -177,7 +181,7 @@ def test_lowers(h100, B, N, K, H, D, normed):
 
 @pytest.mark.parametrize(("sizes", "argument"), [
     ((17, 1, 1, 128, 64), "17 tokens with their projection"),
-    ((2, 3, 1, 64, 64), "head_dim 64 with the projection"),
+    ((2, 2, 2, 32, 64), "head_dim 32 with the projection"),
 ])  # fmt: skip
 def test_what_one_launch_cannot_do_two_ops_do(h100, sizes, argument):
     given = arrays(*sizes)
@@ -186,7 +190,14 @@ def test_what_one_launch_cannot_do_two_ops_do(h100, sizes, argument):
     either = ("mosaic", "separate")
     jax.eval_shape(lambda: project_rope_write(*given, num_heads=sizes[1], implementation=either))
     assert choices()["project_rope_write"].implementation == "separate"
-    assert choices()["rope_kv_write"].implementation == "mosaic"
+
+
+def test_tiles_must_be_heads(h100):
+    with pytest.raises(ValueError, match="block_n must be 64 for head_dim 64; got 128"):
+        project_rope_write(
+            *arrays(2, 1, 1, 64, 64), num_heads=1, implementation="mosaic",
+            config=Config(block_n=128, block_k=64),
+        )  # fmt: skip
 
 
 def test_one_launch_needs_hopper():
