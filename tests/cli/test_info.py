@@ -23,6 +23,8 @@ def test_every_op_of_the_model_has_a_choice_on_this_machine():
         ("attention", "prefill"), ("attention", "chunked prefill"),
         ("decode_attention", "decode"), ("rope_kv_write", "decode"),
     } <= set(choices)  # fmt: skip
+    joined = choices.pop(("project_rope_write", "decode"))  # an op each, chosen below
+    assert (joined.implementation, joined.certain) == ("separate", True)
     for choice in choices.values():
         assert choice.implementation == "xla"
         assert choice.certain

@@ -72,10 +72,9 @@ def agree(got, want, dtype):
     (1, 2, 1, 128, 128, {}),
     (3, 2, 1, 128, 192, {"bias": True}),
     (5, 1, 1, 256, 64, {}),
-    (1, 3, 1, 64, 64, {}),
-    (9, 2, 1, 64, 192, {"bias": True}),
-    (8, 4, 2, 128, 64, {"dtype": "float16"}),
-    (16, 1, 1, 128, 64, {"bias": True}),
+    (3, 2, 1, 64, 192, {"bias": True}),
+    (2, 1, 1, 128, 64, {"dtype": "float16"}),
+    (9, 1, 1, 64, 64, {}),
 ], ids=str)  # fmt: skip
 def test_matches_the_two_ops(hopper, B, N, K, H, D, options):
     given = arrays(B, N, K, H, D, **options)
@@ -84,10 +83,9 @@ def test_matches_the_two_ops(hopper, B, N, K, H, D, options):
 
 
 @pytest.mark.parametrize(("B", "N", "K", "H", "D", "options"), [
-    (1, 2, 1, 128, 64, {}),
-    (5, 1, 2, 128, 128, {"bias": True}),
-    (3, 1, 1, 256, 64, {}),
-    (4, 2, 1, 64, 64, {}),
+    (3, 1, 2, 128, 64, {"bias": True}),
+    (2, 1, 1, 256, 64, {}),
+    (2, 1, 1, 64, 64, {}),
 ], ids=str)  # fmt: skip
 def test_heads_under_a_norm(hopper, B, N, K, H, D, options):
     """Queries and keys by their own weights, values by none."""
@@ -97,21 +95,20 @@ def test_heads_under_a_norm(hopper, B, N, K, H, D, options):
     agree(got, want(given, N, **norms(H)), "bfloat16")
 
 
-@pytest.mark.parametrize("num_sms", [2, 3])
-@pytest.mark.parametrize("H", [64, 128])
+@pytest.mark.parametrize(("H", "num_sms"), [(64, 2), (128, 3)])
 def test_more_heads_than_ctas(hopper, H, num_sms):
-    given = arrays(2, 4, 2, H, 128)
+    given = arrays(1, 3, 1, H, 64)
     kernel = functools.partial(
-        project_rope_write, num_heads=4, implementation="mosaic",
+        project_rope_write, num_heads=3, implementation="mosaic",
         config=Config(block_n=64, block_k=64, stages=2),
     )  # fmt: skip
-    agree(hopper.run(kernel, *given, num_sms=num_sms), want(given, 4), "bfloat16")
+    agree(hopper.run(kernel, *given, num_sms=num_sms), want(given, 3), "bfloat16")
 
 
 def test_ctas_that_share_the_depth_of_a_head(hopper):
-    given = arrays(4, 2, 1, 128, 512, bias=True)
+    given = arrays(2, 1, 1, 128, 512, bias=True)
     tiling = Config(block_n=64, block_k=64, stages=2, split=2)
-    agree(run(hopper, given, 2, config=tiling), want(given, 2), "bfloat16")
+    agree(run(hopper, given, 1, config=tiling), want(given, 1), "bfloat16")
 
 
 def test_absent_tokens_are_written_nowhere(hopper):
