@@ -7,6 +7,7 @@ from typing import Literal, TypedDict, Unpack, get_args, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
 from jaxinfer.pallas_kernels import plgpu
@@ -50,7 +51,13 @@ def decode_attention(
 @overload
 def decode_attention(
     query: Array, k_pages: Array, v_pages: Array, page_table: Array | None, lengths: Array,
-    *, return_residual: bool = False, return_fallbacks: bool = False,
+    *, return_residual: Literal[True], return_fallbacks: bool = False,
+    **options: Unpack[_Options],
+) -> tuple[Array, ...]: ...  # fmt: skip
+@overload
+def decode_attention(
+    query: Array, k_pages: Array, v_pages: Array, page_table: Array | None, lengths: Array,
+    *, return_residual: bool = False, return_fallbacks: Literal[True],
     **options: Unpack[_Options],
 ) -> tuple[Array, ...]: ...  # fmt: skip
 def decode_attention(
@@ -143,7 +150,7 @@ def decode_attention(
     page_table, lengths = page_table.astype(jnp.int32), lengths.astype(jnp.int32)
     left_window = _left_window(local_window_size)
     if scale is None:
-        scale = query.shape[-1] ** -0.5
+        scale = float(query.shape[-1] ** -0.5)
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale}")
     unified = _is_unified(softmax, phi, query.shape[2])
@@ -287,6 +294,6 @@ def _is_unified(softmax: str, phi: jax.Array | None, num_heads: int) -> bool:
         )
     if phi.shape != (num_heads,):
         raise ValueError(f"phi must have one number per query head ({num_heads}); got {phi.shape}")
-    if not isinstance(phi, jax.core.Tracer) and not np.isfinite(np.asarray(phi)).all():
+    if not isinstance(phi, Tracer) and not np.isfinite(np.asarray(phi)).all():
         raise ValueError("phi must be finite")
     return True
