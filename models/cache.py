@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.dtypes import check_floating
 from jaxinfer.models.parallel.axes import PAGES, RULES
 from jaxinfer.models.parallel.parallel import Parallel
 from jaxinfer.models.pytree import pytree
@@ -67,7 +68,9 @@ class PagedKVCache:
 
         Raises:
             ValueError: a size that is not positive, or a page size that kernels lack.
+            TypeError: a dtype that is not floating.
         """
+        check_floating(dtype)
         if page_size not in PAGE_SIZES:
             raise ValueError(f"page_size must be one of {PAGE_SIZES}; got {page_size}")
         if batch_size < 1 or max_len < 1 or (num_pages is not None and num_pages < 1):

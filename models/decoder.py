@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.dtypes import check_floating
 from jaxinfer.models.layers import DecoderLayer, RMSNorm
 from jaxinfer.models.parallel.parallel import Parallel
 from jaxinfer.models.parallel.sequence import SharedTokens
@@ -61,7 +62,9 @@ class Decoder(nnx.Module):
 
         Raises:
             ValueError: a mesh that cannot be made, or that models are not divided over.
+            TypeError: a dtype that is not floating.
         """
+        check_floating(dtype)
         weight = weight or _random_weights(config, dtype, rngs or nnx.Rngs(0))
         parallel = None if mesh is None else Parallel.create(config, mesh)
         if parallel is None:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxinfer.models.arguments import check_active, check_call
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.errors import ContextLengthError
@@ -45,10 +46,16 @@ def forward(
 
     Returns:
         `[B, T, D]` normalised hidden states (undefined past `num_tokens`), and the cache.
+
+    Raises:
+        TypeError: tokens that are not integers, or a model or cache that is none.
+        ValueError: shapes that do not fit, or another model's cache.
+        ContextLengthError: without `num_tokens`, more than a row of the cache holds.
     """
+    check_call(model, tokens, cache, num_tokens, ndim=2)
     if num_tokens is None:
         num_tokens = jnp.full((tokens.shape[0],), tokens.shape[1], jnp.int32)
-    return model(tokens, cache, num_tokens.astype(jnp.int32), fresh=fresh)
+    return model(tokens.astype(jnp.int32), cache, num_tokens.astype(jnp.int32), fresh=fresh)
 
 
 def prefill(
@@ -65,6 +72,8 @@ def prefill(
 
     Returns:
         `[B, V]` float32 logits (of token 0 where a row has none), and the cache.
+
+    Raises: as `forward`.
     """
     hidden, cache = forward(model, tokens, cache, num_tokens, fresh=fresh)
     if num_tokens is None:
@@ -91,7 +100,11 @@ def decode_step(
 
     Returns:
         `[B, V]` float32 logits (undefined for inactive rows), and the cache.
+
+    Raises: as `forward`.
     """
+    check_call(model, tokens, cache, None, ndim=1)
+    check_active(active, cache)
     count = None if active is None else active.astype(jnp.int32)
     hidden, cache = forward(model, tokens[:, None], cache, count)
     return model.logits(hidden[:, 0]), cache
