@@ -22,10 +22,14 @@ _AGAIN_S, _LONGEST_S = 0.02, 5.0
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[None]:
+def handled(*, last: bool = False) -> Iterator[None]:
     """Inside, Ctrl-C ends the process with 130, and after `work_begins` raises KeyboardInterrupt.
 
     Nothing changes outside of the main thread, and where Ctrl-C is ignored or someone else's.
+
+    Args:
+        last: The process ends afterwards. Ctrl-C then ends it at once: there is nothing to clean
+            up, and Python would show a traceback of whatever it does at exit.
     """
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -36,8 +40,14 @@ def handled() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.unraisablehook = hook
+        afterwards = signal.SIG_DFL if last else signal.default_int_handler
+        try:
+            signal.signal(signal.SIGINT, afterwards)
+        except KeyboardInterrupt:  # one that came just before
+            signal.signal(signal.SIGINT, afterwards)
+            raise
+        finally:
+            sys.unraisablehook = hook
 
 
 def work_begins() -> None:

@@ -18,8 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SIGTERM ended a download.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    with interrupts.handled():
-        code = _run(given)
+    try:
+        with interrupts.handled(last=arguments is None):
+            code = _run(given)
+    except KeyboardInterrupt as error:  # between the end of the work and that of its handler
+        code = errors.report(error, debug="--debug" in given)
     if arguments is None and code == errors.INTERRUPTED:
         interrupts.leave(code)
     return code

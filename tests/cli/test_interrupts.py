@@ -11,6 +11,7 @@ import time
 import pytest
 
 from jaxinfer.cli import interrupts
+from jaxinfer.cli.main import main
 from tests.cli.command import REPOSITORY, command, write_tiny_model
 
 
@@ -52,6 +53,52 @@ def test_at_the_start(tiny, wait):
     _, err = process.communicate(timeout=60)
     assert err == "error: interrupted\n"
     assert process.returncode == 130
+
+
+_AT_EXIT = (
+    "import atexit, signal, sys; from jaxinfer.cli.main import main; "
+    "atexit.register(signal.raise_signal, signal.SIGINT); sys.exit(main())"
+)
+
+
+# Wrong arguments, what takes no work, and what does.
+@pytest.mark.parametrize("task", ["convert", "--version", "generate"])
+def test_at_the_end(tiny, task):
+    """While Python does what it does at exit, where JAX has something to do too."""
+    options = ("Hello", "--model", tiny, "--max-tokens", "2", "--progress", "off")
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_EXIT, task, *(options if task == "generate" else ())],
+        capture_output=True, text=True, cwd=REPOSITORY, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGINT
+    assert [line[:6] for line in done.stderr.splitlines()] == ["error:"] * (task == "convert")
+    assert bool(done.stdout) == (task != "convert")
+
+
+@pytest.mark.parametrize("wait", [0, 0.004, 0.008, 0.012, 0.02])
+def test_after_the_last_line(tiny, wait):
+    process = subprocess.Popen(
+        command("generate", "Hello", "--model", tiny, "--max-tokens", "2"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert process.stderr is not None
+    while not process.stderr.readline().startswith("2 tokens"):
+        assert process.poll() is None
+    time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) in [
+        (0, ""), (-signal.SIGINT, ""), (130, "error: interrupted\n")
+    ]  # fmt: skip
+
+
+def test_one_that_comes_after_the_work_is_reported(monkeypatch, capsys):
+    """Before the handler of the work has gone."""
+    monkeypatch.setattr("jaxinfer.cli.main._run", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(interrupts, "_leave", signal.default_int_handler)
+    assert main(["--version"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_one_that_the_collector_swallows_comes_again(working):
