@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 # Nothing that takes long: Ctrl-C is handled from `main` on.
-from jaxinfer.cli import errors, interrupts, streams
+from jaxinfer.cli import compiled, errors, interrupts, streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with interrupts.handled(last=arguments is None):
+        with interrupts.handled(last=arguments is None), compiled.watched():
             code = _run(given)
     except KeyboardInterrupt as error:  # between the end of the work and that of its handler
         code = errors.report(error, debug="--debug" in given)

@@ -1,12 +1,16 @@
 """What XLA compiled for one start of the command is there for the next."""
 
 import os
+import subprocess
+import sys
+import warnings
 
 import jax
 import pytest
 
+from jaxinfer.cli.compiled import watched
 from jaxinfer.cli.loading import keep_compiled
-from tests.cli.command import run
+from tests.cli.command import REPOSITORY, run
 
 
 @pytest.fixture
@@ -96,3 +100,77 @@ def test_quick_programs_are_kept_unless_the_environment_says_no(
 def test_else_it_is_beside_the_default_model(cache, configured):
     keep_compiled()
     assert configured() == str(cache / "xla")
+
+
+_ADVICE = "or name another by JAX_COMPILATION_CACHE_DIR (empty: none)"
+
+
+def test_damaged_programs_are_removed_and_named_once(tiny, cache):
+    answer, _ = generate(tiny)
+    kept = {path: path.stat().st_size for path in (cache / "xla").iterdir()}
+    assert len(kept) > 1
+    for path in kept:
+        os.truncate(path, 100)
+    assert generate(tiny) == (
+        answer, f"warning: damaged programs in {cache / 'xla'} are removed and compiled anew\n"
+    )  # fmt: skip
+    assert all(path.stat().st_size > 100 for path in kept)
+    assert generate(tiny) == (answer, "")
+
+
+_LIMITED = """
+import resource, sys
+from jaxinfer.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sys.exit(main())
+"""
+
+
+def test_a_full_disk_is_named_once_and_leaves_nothing(tiny, cache):
+    options = ("--model", tiny, "--max-tokens", "4", "--progress", "off")
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, "generate", "Hello", *options],
+        capture_output=True, text=True, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    assert done.stderr == (
+        f"warning: compiled programs cannot be kept in {cache / 'xla'} (File too large); "
+        f"make room there, {_ADVICE}\n"
+    )
+    assert done.returncode == 0
+    assert generate(tiny) == (done.stdout, "")
+
+
+def test_a_folder_that_cannot_be_one_is_named_once(tiny, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/dev/null/x")
+    _, messages = generate(tiny)
+    assert messages == (
+        "warning: compiled programs cannot be read from /dev/null/x (Not a directory: "
+        f"'/dev/null/x'); delete that folder, {_ADVICE}\n"
+    )
+
+
+def test_other_warnings_are_shown():
+    show = warnings.showwarning
+    with pytest.warns(UserWarning, match="other"), watched():
+        warnings.warn("other", stacklevel=1)
+    assert warnings.showwarning is show
+
+
+def test_entries_of_other_programs_stay(configured, tmp_path, capsys):
+    """And what cannot be removed breaks nothing."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    (tmp_path / "jit_one-0-cache").mkdir()
+    for name in ("jit_other-1-cache", "jit_one-1-atime"):
+        (tmp_path / name).write_text("?")
+    before = set(tmp_path.iterdir())
+    with watched():
+        for _ in range(2):
+            warnings.warn(
+                "Error reading persistent compilation cache entry for 'jit_one': error: cut off",
+                stacklevel=1,
+            )
+    assert set(tmp_path.iterdir()) == before
+    assert capsys.readouterr().err == (
+        f"warning: compiled programs cannot be read from {tmp_path} (cut off); "
+        f"delete that folder, {_ADVICE}\n"
+    )
