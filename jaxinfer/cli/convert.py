@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from jaxinfer.cli import interrupts
 from jaxinfer.cli.errors import UsageError
 from jaxinfer.cli.loading import load_weights, open_model
 from jaxinfer.cli.options import Output
@@ -43,7 +44,7 @@ class Convert(Output):
         checkpoint, tokenizer = open_model(self.model, reporter)
         model = load_weights(checkpoint, self.dtype, reporter)
         try:
-            with reporter.task("write"):
+            with interrupts.ended_cleanly(), reporter.task("write"):
                 save_orbax(out, model, tokenizer=tokenizer, generation=checkpoint.generation)
         except OSError as error:
             raise RuntimeError(_unwritable(out, error)) from error

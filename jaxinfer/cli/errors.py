@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 BAD_INPUT = 2
 FAILED = 1
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT, + SIGTERM, as shells have it
 
 _MENDABLE = (
     ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError,

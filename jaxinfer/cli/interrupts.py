@@ -4,7 +4,7 @@ An exception that is raised while modules are imported may come out as an Import
 and one that is raised in a finaliser or a callback of the garbage collector goes to
 `sys.unraisablehook`, and that was all.
 
-SIGTERM ends a process as ever, except while it has a child to end first.
+SIGTERM ends a process as ever, except while it has a child to end or files to remove first.
 """
 
 import _thread

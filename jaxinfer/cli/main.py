@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 2 for wrong arguments and bad input; 1 for other failures; 130 after Ctrl-C; 143 where
-        SIGTERM ended a download.
+        SIGTERM ended a download or the writing of a model.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _run(given)
     except KeyboardInterrupt as error:  # between the end of the work and that of its handler
         code = errors.report(error, debug="--debug" in given)
-    if arguments is None and code == errors.INTERRUPTED:
+    if arguments is None and code in (errors.INTERRUPTED, errors.TERMINATED):
         interrupts.leave(code)
     return code
 

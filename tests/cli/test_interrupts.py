@@ -247,6 +247,31 @@ def test_a_download_leaves_nothing(tmp_path, number):
 _SAID = {signal.SIGTERM: "terminated", signal.SIGINT: "interrupted"}
 
 
+@pytest.mark.parametrize("wait", [0, 0.2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_conversion_leaves_nothing(tmp_path, number, wait):
+    """At the start of the writing and in the middle of it."""
+    model = write_tiny_model(tmp_path / "m", hidden_size=512, intermediate_size=1024, num_layers=24)
+    process = subprocess.Popen(
+        command("convert", str(model), str(tmp_path / "out"), "--dtype", "float32",
+                "--progress", "off"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not list(tmp_path.glob(".out-*")):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.001)
+    while process.poll() is None and not list(tmp_path.glob(".out-*/weights*")):
+        time.sleep(0.001)  # what comes before is the check that it can be written there
+    time.sleep(wait)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (out, err) == ("", f"error: {_SAID[number]}\n")
+    assert process.returncode == 128 + number
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_one_that_comes_while_the_next_is_prepared_is_not_lost(working, monkeypatch):
     """On a busy machine the next one may come before the thread that sends it has reported."""
     start, sent = interrupts.threading.Timer.start, []
