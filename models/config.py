@@ -1,6 +1,7 @@
 """The shape of a decoder: one dataclass for every family."""
 
 import dataclasses
+import math
 from typing import Literal
 
 ROPE_TYPES = ("linear", "llama3", "yarn")
@@ -110,6 +111,14 @@ class DecoderConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        if not (self.rms_norm_eps >= 0 and math.isfinite(self.rms_norm_eps)):
+            raise ValueError(
+                f"rms_norm_eps must be finite and not negative; got {self.rms_norm_eps}"
+            )
+        for name in ("rope_theta", "local_rope_theta"):
+            theta = getattr(self, name)
+            if theta is not None and not (theta > 0 and math.isfinite(theta)):
+                raise ValueError(f"{name} must be finite and positive; got {theta}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads; "

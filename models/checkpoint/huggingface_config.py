@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from jaxinfer.models.checkpoint.header_numbers import not_negative, positive, whole
 from jaxinfer.models.config import ROPE_TYPES, DecoderConfig, RopeScaling
 from jaxinfer.models.errors import CheckpointError, UnsupportedModelError
 
@@ -62,21 +63,25 @@ def config_from_huggingface(values: dict[str, Any], source: str) -> DecoderConfi
 
 
 def _build(values: dict[str, Any], family: str, source: str) -> DecoderConfig:
-    layers, heads = int(values["num_hidden_layers"]), int(values["num_attention_heads"])
-    hidden = int(values["hidden_size"])
+    def size(key: str, default: int | None = None) -> int:
+        return whole(values[key] if default is None else values.get(key) or default, key)
+
+    layers, heads = size("num_hidden_layers"), size("num_attention_heads")
+    hidden = size("hidden_size")
     gemma = family == "gemma3"
-    head_dim = int(values.get("head_dim") or hidden // heads)
     rope = values.get("rope_parameters") or {}
     # Gemma 3 keeps one set per kind of layer in newer files.
     full, sliding = rope.get("full_attention", rope), rope.get("sliding_attention", {})
     theta = full.get("rope_theta", values.get("rope_theta", 1e6 if gemma else 10_000.0))
+    local_name = "rope_theta" if "rope_theta" in sliding else "rope_local_base_freq"
     local_theta = sliding.get("rope_theta", values.get("rope_local_base_freq", 10_000.0))
     window, local = _windows(values, layers, family)
     if values.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModelError(
             f"{source}: partial_rotary_factor other than 1 is not supported"
         )
-    scale = values.get("query_pre_attn_scalar")
+    scale = values.get("query_pre_attn_scalar") if gemma else None
+    scale = positive(scale, "query_pre_attn_scalar") ** -0.5 if scale else None
     default_head = "gelu_pytorch_tanh" if gemma else "silu"
     activation = values.get("hidden_activation") or values.get("hidden_act") or default_head
     activations: dict[str, Literal["silu", "gelu_tanh"]] = {
@@ -91,18 +96,18 @@ def _build(values: dict[str, Any], family: str, source: str) -> DecoderConfig:
         )
     return DecoderConfig(
         family=family,
-        vocab_size=int(values["vocab_size"]),
+        vocab_size=size("vocab_size"),
         hidden_size=hidden,
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=int(values.get("num_key_value_heads") or heads),
-        head_dim=head_dim,
-        intermediate_size=int(values["intermediate_size"]),
-        max_position_embeddings=int(values["max_position_embeddings"]),
-        rms_norm_eps=float(values.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(theta),
+        num_kv_heads=size("num_key_value_heads", heads),
+        head_dim=size("head_dim", hidden // heads),
+        intermediate_size=size("intermediate_size"),
+        max_position_embeddings=size("max_position_embeddings"),
+        rms_norm_eps=not_negative(values.get("rms_norm_eps", 1e-6), "rms_norm_eps"),
+        rope_theta=positive(theta, "rope_theta"),
         rope_scaling=_scaling(values.get("rope_scaling") or full, values, source),
-        local_rope_theta=float(local_theta) if gemma else None,
+        local_rope_theta=positive(local_theta, local_name) if gemma else None,
         sliding_window=window,
         local_layers=local,
         activation=activations[activation],
@@ -111,12 +116,16 @@ def _build(values: dict[str, Any], family: str, source: str) -> DecoderConfig:
         qkv_bias=family == "qwen2" or bool(values.get("attention_bias", False)),
         qk_norm=family in ("qwen3", "gemma3"),
         sandwich_norms=gemma,
-        attention_softcap=values.get("attn_logit_softcapping"),
-        final_softcap=values.get("final_logit_softcapping"),
-        attention_scale=float(scale) ** -0.5 if gemma and scale else None,
+        attention_softcap=_softcap(values, "attn_logit_softcapping"),
+        final_softcap=_softcap(values, "final_logit_softcapping"),
+        attention_scale=scale,
         embedding_scale=hidden**0.5 if gemma else 1.0,
         tie_embeddings=bool(values.get("tie_word_embeddings", gemma)),
     )
+
+
+def _softcap(values: dict[str, Any], key: str) -> float | None:
+    return None if values.get(key) is None else positive(values[key], key)
 
 
 def _windows(
@@ -126,13 +135,15 @@ def _windows(
     qwen = family in ("qwen2", "qwen3")
     if window is None or (qwen and not values.get("use_sliding_window", False)):
         return None, ()
+    window = whole(window, "sliding_window")
     if kinds := values.get("layer_types"):
-        return int(window), tuple(kind == "sliding_attention" for kind in kinds)
+        return window, tuple(kind == "sliding_attention" for kind in kinds)
     if family == "gemma3":
-        period = int(values.get("sliding_window_pattern", 6))
-        return int(window), tuple((i + 1) % period != 0 for i in range(layers))
-    first = int(values.get("max_window_layers", 28)) if qwen else 0  # Mistral: all layers
-    return int(window), tuple(i >= first for i in range(layers))
+        period = whole(values.get("sliding_window_pattern", 6), "sliding_window_pattern")
+        return window, tuple((i + 1) % period != 0 for i in range(layers))
+    # Mistral: all layers
+    first = whole(values.get("max_window_layers", 28), "max_window_layers", least=0) if qwen else 0
+    return window, tuple(i >= first for i in range(layers))
 
 
 def _scaling(rope: dict[str, Any], values: dict[str, Any], source: str) -> RopeScaling | None:
@@ -150,11 +161,13 @@ def _scaling(rope: dict[str, Any], values: dict[str, Any], source: str) -> RopeS
                 f"{source}: rope scaling with {name} = {value!r} is not supported"
             )
     known = ("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor")
-    fields = {name: float(rope[name]) for name in known if rope.get(name) is not None}
+    fields = {name: positive(rope[name], name) for name in known if rope.get(name) is not None}
     trained = rope.get("original_max_position_embeddings", values["max_position_embeddings"])
     return RopeScaling(
         rope_type=kind,
-        factor=float(rope["factor"]),
-        original_max_position_embeddings=int(trained),
+        factor=positive(rope["factor"], "factor"),
+        original_max_position_embeddings=whole(
+            trained, "original_max_position_embeddings", least=0
+        ),
         **fields,
     )

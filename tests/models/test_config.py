@@ -41,6 +41,11 @@ def test_windows_and_scale():
         ({"head_dim": 15}, "head_dim must be even; got 15"),
         ({"local_layers": (True,), "sliding_window": 4}, r"one entry per layer \(2\); got 1"),
         ({"local_layers": (True, False)}, "local_layers need a sliding_window"),
+        *(({"rms_norm_eps": value}, "rms_norm_eps must be finite and not negative; got")
+          for value in (-1e-6, float("nan"), float("inf"))),
+        *(({name: value}, f"{name} must be finite and positive; got")
+          for name in ("rope_theta", "local_rope_theta")
+          for value in (0.0, -1.0, float("nan"), float("inf"))),
     ],
     ids=str,
 )  # fmt: skip

@@ -242,8 +242,22 @@ class TestDamage:
     )
     def test_a_size_of_zero(self, field, tmp_path):
         path = write_model(tmp_path / "model.gguf", "llama", fields={field: 0})
-        with pytest.raises(CheckpointError, match=r"model\.gguf: "):
-            load_model(open_checkpoint(path))
+        self.refused(path, f"metadata 'llama.{field}' must be a whole number of at least 1; got 0")
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0, "many", [1.0]])
+    @pytest.mark.parametrize(
+        ("name", "field"),
+        [
+            ("llama", "attention.layer_norm_rms_epsilon"), ("llama", "rope.freq_base"),
+            ("llama", "attention.key_length"), ("llama", "attention.head_count_kv"),
+            ("llama-yarn", "rope.scaling.factor"), ("llama-yarn", "rope.scaling.yarn_beta_fast"),
+            ("gemma3", "attention.sliding_window"), ("gemma3", "attn_logit_softcapping"),
+        ],
+    )  # fmt: skip
+    def test_a_number_that_is_none(self, name, field, value, tmp_path):
+        path = write_model(tmp_path / "model.gguf", name, fields={field: value})
+        architecture = ARCHITECTURES[name]
+        self.refused(path, f"metadata '{architecture}.{field}' must be .*; got ")
 
     @pytest.mark.parametrize("count", [1, 2**31])
     @pytest.mark.parametrize("name", ["llama", "gemma3"])

@@ -152,11 +152,41 @@ def test_a_missing_field_is_named(name):
         read("llama", **{name: None})
 
 
-@pytest.mark.parametrize("value", [0, -3, "many", [1], float("inf")])
+NO_NUMBERS = (float("nan"), float("inf"), float("-inf"), "many", [1], True, -1)
+
+
+@pytest.mark.parametrize("value", [0, 1.5, *NO_NUMBERS])
 @pytest.mark.parametrize("name", SIZES)
 def test_a_size_that_is_none(name, value):
-    with pytest.raises(CheckpointError, match=r"config\.json: "):
+    message = rf"config\.json: {name} must be a whole number of at least 1; got "
+    with pytest.raises(CheckpointError, match=message):
         read("llama", **{name: value})
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        *(("llama", name) for name in ("rms_norm_eps", "rope_theta", "num_key_value_heads",
+                                       "head_dim")),
+        *(("gemma3", name) for name in (
+            "rope_local_base_freq", "query_pre_attn_scalar", "attn_logit_softcapping",
+            "final_logit_softcapping", "sliding_window", "sliding_window_pattern")),
+    ],
+)  # fmt: skip
+def test_a_number_that_is_none(model, name, value):
+    with pytest.raises(CheckpointError, match=rf"config\.json: {name} must be .*; got "):
+        read(model, **{name: value})
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
+@pytest.mark.parametrize(
+    "name", ["factor", "beta_fast", "attention_factor", "original_max_position_embeddings"]
+)
+def test_a_scaling_that_is_none(name, value):
+    rope = {"rope_type": "yarn", "factor": 4.0, name: value}
+    with pytest.raises(CheckpointError, match=rf"config\.json: {name} must be .*; got "):
+        read("llama", rope_scaling=rope)
 
 
 @pytest.mark.parametrize(
