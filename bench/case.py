@@ -180,6 +180,10 @@ class OpCase:
             )
         )
 
+    def finish(self) -> None:
+        """Free the arrays that implementations shared."""
+        _data.forget()
+
     def measure(self, implementation: str, *, repeats: int) -> Measurement:
         """Check one implementation against the reference, then time it; see `Case.measure`."""
         from bench.gate import check
@@ -207,13 +211,17 @@ class _Data:
     """Arrays and right results of one case: its implementations are measured one after another."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Free them."""
         self._case: OpCase | None = None
         self._arrays: Any = None
 
     def of(self, case: OpCase) -> tuple[Arrays, Any]:
         """Those of a case; another case's are forgotten."""
         if self._case is not case:
-            self._case = self._arrays = None
+            self.forget()
             arrays = jax.block_until_ready(case.make_inputs(jax.random.key(0)))
             with jax.default_matmul_precision("highest"):
                 want = jax.block_until_ready(jax.jit(case.reference)(*arrays))

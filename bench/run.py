@@ -76,6 +76,8 @@ def measure_all(
                 yield row
             if not isinstance(case, OpCase):
                 gc.collect()  # engines hold gigabytes and hang in cycles
+        if isinstance(case, OpCase):
+            case.finish()
         gc.collect()
 
 

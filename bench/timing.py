@@ -72,7 +72,9 @@ def compile_all(
         for name, one in implementations.items():
             start = time.perf_counter()
             try:
-                lowered = jax.jit(one.call, donate_argnums=one.donate).lower(*inputs(one))
+                # A new function: what JAX has traced before, it would not trace (and choose) again.
+                function = jax.jit(lambda *a, one=one: one.call(*a), donate_argnums=one.donate)
+                lowered = function.lower(*inputs(one))
             except Exception as error:  # reported with its name when its turn comes
                 found[name] = error
                 continue

@@ -96,7 +96,8 @@ def matmul_mosaic(
         scratch["values_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
         sums = -(-shape.tiles // _SUMS) * _SUMS
         outputs["values"] = result
-        outputs["sums"] = jax.ShapeDtypeStruct((sums, shape.rows), jnp.float32)
+        # As wide as any tiling of the next product pads these tokens.
+        outputs["sums"] = jax.ShapeDtypeStruct((sums, -(-shape.M // 16) * 16), jnp.float32)
     if rotation is not None:
         if shape.banks == 2:
             scratch["second_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
@@ -256,7 +257,7 @@ def _body(
                 plgpu.copy_smem_to_gmem(out_smem.at[out_rows], out_gmem.at[:, columns])
                 if sums is not None:
                     plgpu.copy_smem_to_gmem(values_smem.at[out_rows], gmem["values"].at[:, columns])
-                    gmem["sums"][cta + wave * shape.ctas] = sums
+                    gmem["sums"][cta + wave * shape.ctas, pl.ds(0, shape.rows)] = sums
 
         @pl.loop(0, shape.waves)
         def _tile(wave):
@@ -320,7 +321,7 @@ def _squares(shape: Shape, squares):
     """`[64, rows]` whose columns add up to the squares of every token."""
     total = None
     for block in range(squares.shape[0] // _SUMS):
-        here = squares.at[pl.ds(block * _SUMS, _SUMS)]
+        here = squares.at[pl.ds(block * _SUMS, _SUMS), pl.ds(0, shape.rows)]
         sums = plgpu.load(here, layout=plgpu.Layout.WGMMA, optimized=False)
         if (present := shape.square_tiles - block * _SUMS) < _SUMS:
             tile = plgpu.broadcasted_iota(jnp.int32, sums.shape, 0, layout=plgpu.Layout.WGMMA)

@@ -38,7 +38,7 @@ class UndividedNorm:
     Attributes:
         values: `[…, D]` the row times the weight of the norm.
         squares: `[S, rows]` float32: sums of squares of the row, by tiles in the first `tiles` of
-            the S; tokens in the other dimension, padded.
+            the S; tokens in the other dimension, padded to a multiple of 16.
         tiles: How many of `squares` hold something.
         eps: Added to the mean square.
     """

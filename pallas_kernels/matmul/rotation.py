@@ -127,7 +127,6 @@ class Heads:
         assert self.eps is not None, "asked for"
         shape = banks[0].shape
         is_key = head >= self.N
-        is_value = jnp.where(head >= self.N + self.K, 1.0, 0.0).astype(jnp.float32)
         eps = jnp.where(is_key, self.eps[1], self.eps[0]).astype(jnp.float32)
         squares = sum((bank * bank).sum(axis=0) for bank in banks)
         scale = lax.broadcast_in_dim(lax.rsqrt(squares / self.H + eps), shape, [1])
@@ -141,9 +140,14 @@ class Heads:
             chosen = lax.cond(is_key, lambda: of(k_gmem), lambda: of(q_gmem))
             return lax.broadcast_in_dim(chosen, shape, [0])
 
-        return [
-            bank * (scale * weight(i) * (1.0 - is_value) + is_value) for i, bank in enumerate(banks)
-        ]
+        def normed():
+            return tuple(bank * scale * weight(i) for i, bank in enumerate(banks))
+
+        return self._unless_values(head, banks, normed)
+
+    def _unless_values(self, head, banks, change) -> list[Any]:
+        """What `change` makes of a head. Values stay as they are, whatever they are: no 0 · Inf."""
+        return list(lax.cond(head >= self.N + self.K, lambda: tuple(banks), change))
 
     def rotated(self, banks, head, angles, turned_smem) -> list[Any]:
         """A head, rotated unless it holds values.
@@ -155,18 +159,20 @@ class Heads:
             turned_smem: The scratch of that name, if there is one.
         """
         cosine, sine = angles
-        is_value = jnp.where(head >= self.N + self.K, 1.0, 0.0).astype(jnp.float32)
-        cosine = cosine * (1.0 - is_value) + is_value
-        sine = sine * (1.0 - is_value)
-        if self.banks == 2:
+
+        def in_banks():
             first, second = banks
-            return [first * cosine - second * sine, second * cosine + first * sine]
-        (bank,) = banks
-        for copy in (0, self.H):
-            turned_smem[pl.ds(copy, self.H)] = bank
-        turned = turned_smem.at[pl.ds(self.H // 2, self.H)]
-        other = plgpu.load(turned, layout=plgpu.Layout.WGMMA, optimized=False)
-        return [bank * cosine + other * sine]
+            return first * cosine - second * sine, second * cosine + first * sine
+
+        def through_memory():
+            (bank,) = banks
+            for copy in (0, self.H):
+                turned_smem[pl.ds(copy, self.H)] = bank
+            turned = turned_smem.at[pl.ds(self.H // 2, self.H)]
+            other = plgpu.load(turned, layout=plgpu.Layout.WGMMA, optimized=False)
+            return (bank * cosine + other * sine,)
+
+        return self._unless_values(head, banks, in_banks if self.banks == 2 else through_memory)
 
     def store(self, banks, head, places, q_gmem, k_gmem, v_gmem) -> None:
         """Send a head's rows to where they belong.

@@ -94,6 +94,8 @@ def project_rope_write(
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
         if norm is not None and norm.weight.shape != (H,):
             raise ValueError(f"{name}.weight must have shape ({H},); got {norm.weight.shape}")
+        if norm is not None and not norm.eps >= 0:
+            raise ValueError(f"{name}.eps must not be negative; got {norm.eps}")
     q, kv = (jax.ShapeDtypeStruct((B, 1, heads, H), x.dtype) for heads in (num_heads, K))
     check_shapes(q, kv, kv, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
 
@@ -114,17 +116,16 @@ def project_rope_write(
     def mosaic() -> tuple[jax.Array, jax.Array, jax.Array]:
         if (refusal := _refusal(x, H)) is not None:
             raise refusal
-        tiling = config or _tiling(x, H)
-        if tiling is not None and tiling.block_n != max(H // 2, 64):
+        if config is not None and config.block_n != max(H // 2, 64):
             raise ValueError(
-                f"config.block_n must be {max(H // 2, 64)} for head_dim {H}; got {tiling.block_n}"
+                f"config.block_n must be {max(H // 2, 64)} for head_dim {H}; got {config.block_n}"
             )
         page, slot = _places(page_table, start, num_tokens, page_size=k_pages.shape[2])
         angles = cos[:, 0], sin[:, 0]
         rotation = Rotation(*angles, page, slot, k_pages, v_pages, num_heads, q_norm, k_norm)
-        choice = configs.Choice(order=("mosaic",), config=tiling)
+        choice = configs.Choice(order=("mosaic",), config=_tiling(x, H))
         queries, (keys, values) = run_mosaic(
-            x, weight, bias, None, None, rotation, transposed=False, gate=None, config=tiling,
+            x, weight, bias, None, None, rotation, transposed=False, gate=None, config=config,
             choice=choice,
         )  # fmt: skip
         return queries.reshape(B, 1, num_heads, H), keys, values

@@ -39,6 +39,20 @@ def test_several_are_compiled_and_one_that_cannot_be_costs_no_other():
     assert min(twice.seconds, thrice.seconds) > 0
 
 
+def test_what_is_compiled_again_is_noted_again():
+    """The note is of what tracing chose, so each time there must be tracing."""
+    traced = []
+    calls = {name: lambda x, name=name: traced.append(name) or x for name in "ab"}
+    table = {name: Implementation(call=call) for name, call in calls.items()}
+    for names in ("ab", "ba"):
+        wanted = {name: table[name] for name in names}
+        found = compile_all(wanted, lambda _: (jnp.float32(1),), lambda: traced[-1])
+        for name in names:
+            compiled = found[name]
+            assert isinstance(compiled, Compiled)
+            assert compiled.note == name
+
+
 def test_times_and_result_of_a_plain_function():
     traced = []
 

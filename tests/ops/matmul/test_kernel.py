@@ -49,6 +49,17 @@ def test_ctas_that_share_the_depth_of_a_tile(hopper, spec, config):
     check(spec, *run(hopper, spec, num_sms=4, config=config))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("split", [2, 4, 8])
+@pytest.mark.parametrize("gate", [None, "silu"])
+@pytest.mark.parametrize("M", [1, 24])
+def test_ctas_that_share_the_depth_on_a_gpu(hopper_gpu, M, gate, split):
+    """The stores to another CTA's shared memory, which the interpreter does without."""
+    spec = MatmulSpec(model="split", M=M, K=64 * (4 * split + 3), N=512, gate=gate, residual=True)
+    config = Config(block_n=64, block_k=64, stages=3, split=split)
+    check(spec, *run(hopper_gpu, spec, num_sms=0, config=config))
+
+
 def test_shared_depth_gives_equal_bits(hopper):
     """The first CTA adds what the others send in their order, not as it comes."""
     spec = MatmulSpec(model="split", M=8, K=512, N=128)

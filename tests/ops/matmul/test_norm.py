@@ -99,6 +99,27 @@ def test_tiles_that_do_not_fill_the_ctas(hopper, tiles, num_sms, cluster):
     agree(hopper.run(kernel, *given, num_sms=num_sms), want(*given), "bfloat16")
 
 
+@pytest.mark.parametrize("M", [20, 24])
+def test_the_next_product_may_pad_tokens_otherwise(hopper, M):
+    """CTAs that share their loads of tokens pad them to 16, others to 8."""
+    x, weight, residual, norm, following = arrays(M)
+    paired = Config(block_n=64, block_k=64, stages=2, cluster=2)
+
+    def products(*given, implementation="mosaic", first=SMALL, second=paired):
+        *given, following = given
+        x, weight, residual, norm = given
+        out, normed = matmul_and_norm(
+            x, weight, None, residual, norm=Norm(norm, EPS), implementation=implementation,
+            config=first,
+        )  # fmt: skip
+        return out, normed, matmul(normed, following, implementation="mosaic", config=second)
+
+    given = (x, weight, residual, norm, following)
+    agree(hopper.run(products, *given, num_sms=4), want(*given), "bfloat16")
+    other = functools.partial(products, first=paired, second=SMALL)
+    agree(hopper.run(other, *given, num_sms=4), want(*given), "bfloat16")
+
+
 def test_more_tiles_than_are_added_at_once(hopper):
     given = arrays(2, K=64, D=64 * 66, N=64)
     kernel = functools.partial(two_products, implementation="mosaic", config=SMALL)

@@ -152,6 +152,21 @@ def test_pools_outside_the_call_keep_their_bits_and_runs_are_equal(hopper):
     same_bits(given[5:7], before)
 
 
+@pytest.mark.parametrize("H", [64, 128])
+def test_values_stay_whatever_they_are(hopper, H):
+    """Infinity spreads to no other element, and a head of zeros under a norm of eps 0 is no NaN."""
+    x, weight, _, *rest = arrays(2, 1, 1, H, 64)
+    weight = weight.at[:, 2 * H :].set(0.0)
+    bias = jnp.zeros(3 * H, "bfloat16").at[2 * H + 5].set(jnp.inf)
+    norms = {name: Norm(jnp.ones(H, "bfloat16"), 0.0) for name in ("q_norm", "k_norm")}
+    _, _, values = run(hopper, (x, weight, bias, *rest), 1, **norms)
+    table, start = rest[4], rest[5]
+    for b in range(2):
+        row = values[table[b, start[b] // PAGE], 0, start[b] % PAGE]
+        assert np.isinf(row[5])
+        assert (np.delete(np.asarray(row, np.float32), 5) == 0).all()
+
+
 @pytest.mark.gpu
 def test_donated_pools_are_updated_in_place(hopper_gpu):
     given = arrays(2, 2, 1, 128, 256)
@@ -228,7 +243,9 @@ def test_everything_in_plain_jax(h100):
     ({"q_norm": Norm(np.ones(128))}, "q_norm and k_norm must both be given, or neither"),
     ({"q_norm": Norm(np.ones(128)), "k_norm": Norm(np.ones(64))},
      "k_norm.weight must have shape (128,); got (64,)"),
-], ids=["one", "narrow"])  # fmt: skip
+    ({"q_norm": Norm(np.ones(128)), "k_norm": Norm(np.ones(128), -1.0)},
+     "k_norm.eps must not be negative; got -1.0"),
+], ids=["one", "narrow", "eps"])  # fmt: skip
 def test_norms_that_do_not_fit(given, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         project_rope_write(*arrays(1, 2, 1, 128, 64), num_heads=2, **given)
