@@ -5,6 +5,7 @@ reads the same, at ten seconds for a vocabulary of 262,144 tokens; this takes a 
 """
 
 import dataclasses
+import itertools
 import math
 import mmap
 import struct
@@ -57,7 +58,7 @@ class GGUFFile:
     """
 
     def __init__(self, path: Path):
-        """Read the header and check that the file is as long as it says.
+        """Read the header and check that the tensors lie in the file, aligned and apart.
 
         Raises:
             CheckpointError: not a GGUF file, truncated or corrupt.
@@ -112,20 +113,38 @@ class _Header:
                 raise CheckpointError(f"metadata {name!r} occurs twice")
             metadata[name] = self._value(self._number("I"))
         entries = [self._tensor() for _ in range(num_tensors)]
-        alignment = metadata.get("general.alignment", 32)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise CheckpointError(f"general.alignment is {alignment!r}")
+        return metadata, self._placed(entries, metadata.get("general.alignment", 32))
+
+    def _placed(
+        self, entries: list[tuple[str, TensorInfo]], alignment: Any
+    ) -> dict[str, TensorInfo]:
+        """The tensors with their places in the file, which begin behind the header."""
+        if not isinstance(alignment, int) or alignment < 1 or alignment % 8:
+            raise CheckpointError(
+                f"general.alignment must be a positive multiple of 8; got {alignment!r:.80}"
+            )
         base = -(-self._at // alignment) * alignment
         tensors: dict[str, TensorInfo] = {}
         for name, info in entries:
             if name in tensors:
                 raise CheckpointError(f"tensor {name} occurs twice")
+            if info.offset % alignment:
+                raise CheckpointError(
+                    f"tensor {name} has offset {info.offset}, which is no multiple of {alignment} "
+                    "(general.alignment)"
+                )
             placed = dataclasses.replace(info, offset=base + info.offset)
             end = placed.offset + placed.size_bytes
             if end > self._size:
                 raise CheckpointError(f"tensor {name} ends at byte {end}, the file at {self._size}")
             tensors[name] = placed
-        return metadata, tensors
+        in_order = sorted(tensors.items(), key=lambda item: item[1].offset)
+        for (name, info), (other, following) in itertools.pairwise(in_order):
+            if (end := info.offset + info.size_bytes) > following.offset:
+                raise CheckpointError(
+                    f"tensor {name} ends at byte {end}, but {other} begins at {following.offset}"
+                )
+        return tensors
 
     def _take(self, size: int) -> int:
         """Move on by `size` bytes; returns where they begin."""

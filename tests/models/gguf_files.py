@@ -84,6 +84,7 @@ def write(
     *,
     architecture: str = "llama",
     kinds: dict[str, Kind] | None = None,
+    alignment: int | None = None,
 ) -> Path:
     """A file with any fields (by full name) and tensors.
 
@@ -93,10 +94,13 @@ def write(
         tensors: float32, or already quantised bytes for those in `kinds`.
         architecture: `general.architecture`.
         kinds: Quantisation of tensors that are not float32.
+        alignment: `general.alignment`, if the file has it.
     """
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in fields.items():
         _add(writer, key, value)
+    if alignment is not None:
+        writer.add_custom_alignment(alignment)
     for key, array in tensors.items():
         writer.add_tensor(key, array, raw_dtype=(kinds or {}).get(key))
     writer.write_header_to_file()

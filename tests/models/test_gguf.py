@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import struct
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -237,6 +239,43 @@ class TestDamage:
         with pytest.raises(CheckpointError, match=r"absent\.gguf does not exist"):
             GGUFFile(tmp_path / "absent.gguf")
 
+    def moved(self, tmp_path, change) -> Path:
+        """A file in which the offset of `output_norm.weight` is changed."""
+        path = write_model(tmp_path / "model.gguf", "llama")
+        data = bytearray(path.read_bytes())
+        name = b"output_norm.weight"
+        # Behind the name: the number of axes, one size, the type, and the offset.
+        at = data.index(name) + len(name) + 4 + 8 + 4
+        [offset] = struct.unpack_from("<Q", data, at)
+        struct.pack_into("<Q", data, at, change(offset))
+        path.write_bytes(data)
+        return path
+
+    def test_an_offset_that_is_not_aligned(self, tmp_path):
+        self.refused(
+            self.moved(tmp_path, lambda offset: offset + 1),
+            r"tensor output_norm\.weight has offset \d+, which is no multiple of 32",
+        )
+
+    def test_tensors_that_overlap(self, tmp_path):
+        self.refused(
+            self.moved(tmp_path, lambda offset: offset - 32),
+            r"tensor \S+ ends at byte \d+, but output_norm\.weight begins at \d+",
+        )
+
+    @pytest.mark.parametrize("offset", [2**32, 2**64 - 32])
+    def test_a_tensor_behind_the_end(self, offset, tmp_path):
+        self.refused(
+            self.moved(tmp_path, lambda _: offset),
+            r"tensor output_norm\.weight ends at byte \d+, the file at",
+        )
+
+    @pytest.mark.parametrize("value", [0, 4, 36, "32", True, 32.0])
+    def test_an_alignment_that_is_none(self, value, tmp_path):
+        alignment = {"general.alignment": value}
+        path = write_model(tmp_path / "model.gguf", "llama", tokenizer=alignment)
+        self.refused(path, r"general\.alignment must be a positive multiple of 8; got ")
+
     @pytest.mark.parametrize(
         "field", [key for key in metadata("llama") if "length" in key or "count" in key]
     )
@@ -316,6 +355,15 @@ class TestDamage:
             opened = open_checkpoint(path)
             opened.read("layers.0.q_proj")
             opened.read("final_norm")
+
+
+@pytest.mark.parametrize("alignment", [8, 128])
+def test_another_alignment(alignment, tmp_path):
+    fields = {f"llama.{key}": value for key, value in metadata("llama").items()}
+    path = write(tmp_path / "a.gguf", fields, stored_tensors("llama"), alignment=alignment)
+    opened = open_checkpoint(path)
+    for weight, want in random_weights("llama").items():
+        np.testing.assert_array_equal(opened.read(weight), want)
 
 
 def test_tied_or_not(tmp_path):
