@@ -5,12 +5,13 @@ softmax its running maximum, if the sums of a head's weights relative to φ stay
 which nothing overflows or vanishes. Which range that is depends on the dtype.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -141,14 +142,15 @@ class SoftmaxCalibration:
         jnp.dtype(self.dtype)  # refuses what is none
 
     def save(self, path: Path) -> None:
-        """Write a JSON file, whole or not at all."""
+        """Write a JSON file, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; names `path` as given.
+        """
         content = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        with _scratch(path) as scratch:
             scratch.write_text(content + "\n")
             scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
 
     @property
     def modes(self) -> tuple[Softmax, ...]:
@@ -176,6 +178,30 @@ class SoftmaxCalibration:
             return cls(**content, layers=layers)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a softmax calibration ({error})") from None
+
+
+def check_target(path: Path) -> None:
+    """Whether a file can be written there, before there is anything to write.
+
+    Raises:
+        OSError: it cannot; names `path` as given.
+    """
+    # Permissions alone do not tell: of file systems that are read-only, or as root.
+    with _scratch(path) as scratch:
+        scratch.touch()
+
+
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """Name of a file beside `path`, which is gone afterwards; errors are of `path` instead."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            yield scratch
+        finally:
+            scratch.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def calibrate_softmax(

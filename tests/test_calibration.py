@@ -1,8 +1,12 @@
 """Ranges of attention logits, found while a model runs."""
 
 import dataclasses
+import errno
 import functools
 import json
+import os
+from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -357,3 +361,28 @@ def test_a_folder_is_no_file_for_the_result(tmp_path, capsys):
     arguments = ["calibrate", "softmax", "/absent", "--text", __file__, "--out", str(tmp_path)]
     assert main(arguments) == 2
     assert capsys.readouterr().err == f"error: {tmp_path} is a folder: name a file\n"
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_loading(found, capsys):
+    out = "/proc/softmax.json"  # where root cannot make files either
+    arguments = ["calibrate", "softmax", "/absent", "--text", __file__, "--out", out]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"error: cannot write {out}: No such file or directory\n"
+    with pytest.raises(OSError, match=rf"directory: '{out}'$"):
+        found.save(Path(out))
+
+
+def test_a_result_that_cannot_be_written_afterwards(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scratch")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("jaxinfer.cli.calibrate.open_model", lambda *_: (Mock(), Mock()))
+    monkeypatch.setattr("jaxinfer.cli.calibrate.load_weights", Mock())
+    layers = SoftmaxCalibration(model="", dtype="float32", tokens=2, window=2, layers=())
+    monkeypatch.setattr("jaxinfer.calibration.calibrate_softmax", lambda *_, **__: layers)
+    out = str(tmp_path / "softmax.json")
+    arguments = ["calibrate", "softmax", "default", "--text", __file__, "--out", out]
+    assert main([*arguments, "--progress", "off"]) == 1
+    assert capsys.readouterr().err == f"error: cannot write {out}: No space left on device\n"
+    assert list(tmp_path.iterdir()) == []

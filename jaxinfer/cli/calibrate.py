@@ -62,8 +62,12 @@ class Calibrate(Output):
             raise UsageError(f"{self.out} is a folder: name a file")
         if not self.out.parent.is_dir():
             raise UsageError(f"{self.out.parent} is not a folder")
-        from jaxinfer.calibration import calibrate_softmax
+        from jaxinfer.calibration import calibrate_softmax, check_target
 
+        try:
+            check_target(self.out)  # before anything is downloaded or computed
+        except OSError as error:
+            raise UsageError(f"cannot write {self.out}: {error.strerror}") from error
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(self.model, reporter)
         model = load_weights(checkpoint, self.dtype, reporter)
@@ -72,7 +76,10 @@ class Calibrate(Output):
                 model, tokenizer.encode(text), name=checkpoint.path, window=self.window,
                 max_tokens=self.max_tokens, progress=progress,
             )  # fmt: skip
-        found.save(self.out)
+        try:
+            found.save(self.out)
+        except OSError as error:
+            raise RuntimeError(f"cannot write {self.out}: {error.strerror}") from error
         if self.json:
             print(json.dumps(dataclasses.asdict(found)))
             return 0
