@@ -17,15 +17,14 @@ from jaxinfer.pallas_kernels.decode_attention.specs import DecodeSpec, make_inpu
 from jaxinfer.pallas_kernels.decode_attention.xla import decode_attention_xla
 from jaxinfer.pallas_kernels.device import DeviceSpec
 
-# Bytes of keys and values of a call that is measured. There are two copies of them at least, and
-# XLA gathers a third.
+# Bytes of keys and values of a call that is measured. XLA gathers a copy of them.
 MOST_BYTES = 8 << 30
 
 
 class DecodeAttention(Op[DecodeSpec, Config]):
     """`decode_attention`: each call reads other pages, all that its page table names."""
 
-    name, unit, changing = "decode_attention", "calls", (1, 2)
+    name, unit = "decode_attention", "calls"
     # To compile one took 2 to 3.5 s on machines with an H100 and an H200 (`compile_s` in
     # bench/results).
     seconds = 3.0

@@ -20,7 +20,7 @@ from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec, make_inputs
 class Matmul(Op[MatmulSpec, Config]):
     """`matmul`: each call takes another weight."""
 
-    name, unit, changing = "matmul", "products", (1,)
+    name, unit = "matmul", "products"
     # To compile one took 0.4 to 0.75 s on a machine with an H100 (`compile_s` in bench/results);
     # the rest is for inputs and timing.
     seconds = 1.0

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.autotune.op import Op, Spec
-from jaxinfer.pallas_kernels.timing import COLD_BYTES, call_times
+from jaxinfer.pallas_kernels.timing import call_times
 
 _ROUNDS, _CALLS = 3, 20
 
@@ -36,9 +35,9 @@ class Times[C]:
 def measure[S: Spec, C](op: Op[S, C], spec: S, tilings: Sequence[C]) -> Times[C]:
     """Check XLA and the kernel's tilings against float32, then time them in turn.
 
-    Each call takes another copy of the large arrays, of so many that none is left in the L2 cache
-    when its turn comes again, as in a model, where other layers come in between. All take part in
-    several rounds, so that a clock that changes meanwhile does not favour one of them.
+    Between two calls other memory is read, so that none finds its arrays in the L2 cache, as in a
+    model, where other layers come in between. All take part in several rounds, so that a clock
+    that changes meanwhile does not favour one of them.
 
     Args:
         op: What is called.
@@ -62,28 +61,17 @@ def measure[S: Spec, C](op: Op[S, C], spec: S, tilings: Sequence[C]) -> Times[C]
         _check(spec, tiling, compiled[tiling](*first), want)
     del want
 
-    turn = itertools.cycle([first, *_others(op, make, first)])
     times: dict[C | None, list[float]] = {tiling: [] for tiling in compiled}
     for _ in range(_ROUNDS):
         for tiling, function in compiled.items():
             times[tiling] += call_times(
-                lambda function=function: function(*next(turn)), _CALLS, flush=False
+                lambda function=function: function(*first), _CALLS, flush=True
             )
     medians = {tiling: statistics.median(each) for tiling, each in times.items()}
     return Times(
         xla_us=medians[None],
         kernel_us={tiling: us for tiling, us in medians.items() if tiling is not None},
     )
-
-
-def _others(op: Op[Any, Any], make: Callable[..., Any], first: tuple[Any, ...]) -> list[Any]:
-    """Inputs with other large arrays, more than the L2 cache holds."""
-    count = -(-COLD_BYTES // sum(first[place].nbytes for place in op.changing))
-    others = []
-    for key in jax.random.split(jax.random.key(1), count):
-        new = make(key)
-        others.append(tuple(new[i] if i in op.changing else array for i, array in enumerate(first)))
-    return jax.block_until_ready(others)
 
 
 def _check(spec: Spec, tiling: Any, got: jax.Array, want: jax.Array) -> None:

@@ -31,14 +31,11 @@ class Op[S: Spec, C](abc.ABC):
     Attributes:
         name: As the dispatcher knows it, which is also the name of its tuning data.
         unit: What its calls in a model are, in the plural.
-        changing: Places, among the inputs, of the arrays that every layer of a model has its own
-            of, and which are too large to stay in the L2 cache.
         seconds: About how long it takes to compile and to time one implementation or tiling.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str]
-    changing: ClassVar[tuple[int, ...]]
     seconds: ClassVar[float]
 
     @abc.abstractmethod

@@ -35,7 +35,6 @@ def measure(spec, tilings):
 def fake(monkeypatch):
     """The kernel computes as XLA does, plus an error; the clock counts up. Gives what was timed."""
     timed = []
-    monkeypatch.setattr(module, "COLD_BYTES", 5 * 128 * 256 * 2)
 
     def install(error=0.0):
         def instead(real):
@@ -46,7 +45,7 @@ def fake(monkeypatch):
             return op
 
         def call_times(call, repeats, *, flush):
-            assert not flush, "the weights change instead"
+            assert flush, "in a model, other layers come between two calls"
             timed.append([jax.block_until_ready(call()) for _ in range(2)])
             return [float(len(timed))] * repeats
 
@@ -63,15 +62,6 @@ def test_medians_of_several_rounds(fake):
     # Rounds in turn: XLA gets the 1st, 4th and 7th time, the tilings those after it.
     assert measure(SPEC, TILINGS) == Times(xla_us=4.0, kernel_us={TILINGS[0]: 5.0, TILINGS[1]: 6.0})
     assert len(timed) == 9
-
-
-def test_each_call_takes_another_weight(fake):
-    timed = fake()
-    measure(SPEC, TILINGS[:1])
-    results = [result for pair in timed for result in pair]
-    for i, result in enumerate(results):
-        same = [bool((result == other).all()) for other in results]
-        assert same == [abs(i - j) % 6 == 0 for j in range(len(results))]  # 6 weights pass the L2
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -96,16 +86,10 @@ def test_a_wrong_attention_gets_no_time(fake, error):
     assert timed == []
 
 
-def test_each_call_reads_other_pages(fake):
-    """A query, a table and lengths are small: they stay."""
-    timed = fake()
+def test_medians_of_attention(fake):
+    fake()
     times = measure(CALL, CALL_TILINGS)
     assert times == Times(xla_us=4.0, kernel_us={CALL_TILINGS[0]: 5.0, CALL_TILINGS[1]: 6.0})
-    results = [result for pair in timed for result in pair]
-    pools = 1 + -(-5 * 128 * 256 * 2 // (2 * 2 * 128 * 2 * 64 * 2))
-    for i, result in enumerate(results):
-        same = [bool((result == other).all()) for other in results]
-        assert same == [abs(i - j) % pools == 0 for j in range(len(results))]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -130,7 +114,6 @@ def test_the_kernel_itself_passes_the_gate(monkeypatch):
     if jax.default_backend() != "cpu":
         pytest.skip("the interpreter runs on CPUs: set JAX_PLATFORMS=cpu")
     asked = []
-    monkeypatch.setattr(module, "COLD_BYTES", 1)
     monkeypatch.setattr(module, "call_times", lambda *_, **__: asked.append(1) or [1.0])
     tiling = Config(block_n=64, block_k=64, stages=2)
     few = dataclasses.replace(H100, num_sms=2)
@@ -143,7 +126,6 @@ def test_the_kernel_itself_passes_the_gate(monkeypatch):
 def test_the_kernel_of_attention_passes_the_gate(monkeypatch):
     if jax.default_backend() != "cpu":
         pytest.skip("the interpreter runs on CPUs: set JAX_PLATFORMS=cpu")
-    monkeypatch.setattr(module, "COLD_BYTES", 1)
     monkeypatch.setattr(module, "call_times", lambda *_, **__: [1.0])
     tiling = attention.Config(block=64, stages=2)
     few = dataclasses.replace(H100, num_sms=4)
