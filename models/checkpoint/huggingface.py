@@ -1,6 +1,8 @@
 """Hugging Face directories: `config.json`, safetensors (one file or several), tokenizer files."""
 
 import json
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from jaxinfer.models.checkpoint.safetensors_file import SafetensorsFile
 from jaxinfer.models.errors import CheckpointError, UnsupportedModelError
 from jaxinfer.models.tokenizer.from_files import tokenizer_from_directory
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
+from jaxinfer.models.weights import layer_shapes
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -44,6 +47,11 @@ _HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 # What a decoder layer of this library would leave out.
 _UNSUPPORTED = ("self_attn.o_proj.bias", "mlp.gate_proj.bias", "mlp.up_proj.bias",
                 "mlp.down_proj.bias")  # fmt: skip
+# What may lie beside a decoder's weights. Rotary frequencies follow from the configuration; what
+# Gemma 3's models see with is not read.
+_TABLES = (".rotary_emb.inv_freq", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached")
+_SIGHT = ("vision_tower.", "multi_modal_projector.",
+          "model.vision_tower.", "model.multi_modal_projector.")  # fmt: skip
 
 
 class HuggingFaceCheckpoint:
@@ -53,7 +61,8 @@ class HuggingFaceCheckpoint:
         """Open a directory.
 
         Raises:
-            CheckpointError: a file is missing or damaged.
+            CheckpointError: a file is missing or damaged, or holds tensors that the configuration
+                does not account for.
             UnsupportedModelError: an architecture that is not implemented.
         """
         self.path = str(path)
@@ -67,12 +76,54 @@ class HuggingFaceCheckpoint:
         self._open: dict[Path, SafetensorsFile] = {}
         found = (prefix for prefix in _PREFIXES if f"{prefix}{_TOP['embed']}" in self._files)
         self._prefix = next(found, _PREFIXES[0])
+        if self._stored_name("embed") not in self._files:
+            raise CheckpointError(f"{path}: tensor {self._stored_name('embed')} is missing")
         for name in _UNSUPPORTED:
             if f"{self._prefix}layers.0.{name}" in self._files:
                 raise UnsupportedModelError(
                     f"{path}: the model has {name}; biases are supported on q_proj, k_proj "
                     "and v_proj only"
                 )
+        self._top = {self._stored_name(name) for name in _TOP} | set(_HEADS)
+        self._parts = {self._names[part] for part in layer_shapes(self.config)}
+        self._layer = re.compile(rf"{re.escape(self._prefix)}layers\.(\d+)\.(.+)")
+        self._check_all_used(self._files)
+
+    def _check_all_used(self, names: Collection[str], file: Path | None = None) -> None:
+        """Refuse tensors that no weight of the configuration is read from."""
+        if not (left := [name for name in names if not self._is_used(name)]):
+            return
+        first, layers = left[0], self.config.num_layers
+        found = self._layer.fullmatch(first)
+        if found and int(found[1]) >= layers:
+            there = {m[1] for name in {*names, *self._files} if (m := self._layer.fullmatch(name))}
+            check = (
+                f"config.json: num_hidden_layers is {layers}, but the files hold tensors of "
+                f"{len(there)} layers"
+            )
+        elif found and found[2] in _ATTENTION.values() and found[2].endswith(".bias"):
+            check = "attention_bias in config.json, which says that there are no biases"
+        else:
+            check = (
+                "architectures in config.json: models of the family "
+                f"{self.config.family} have no such tensor"
+            )
+        count = f"{len(left)} tensors" if len(left) > 1 else "1 tensor"
+        raise CheckpointError(
+            f"{file or self._files[first]} holds {count} that config.json does not account for, "
+            f"{'the first ' if len(left) > 1 else ''}{first}; check {check}"
+        )
+
+    def _is_used(self, name: str) -> bool:
+        """Whether a tensor is read, or known to be of no use here."""
+        if name in self._top or name.endswith(_TABLES):
+            return True
+        if self.config.family == "gemma3" and name.startswith(_SIGHT):
+            return True
+        found = self._layer.fullmatch(name)
+        if found is None:
+            return False
+        return int(found[1]) < self.config.num_layers and found[2] in self._parts
 
     def _locate(self) -> dict[str, Path]:
         """File of every tensor."""
@@ -106,6 +157,7 @@ class HuggingFaceCheckpoint:
             raise CheckpointError(f"{self.path}: tensor {stored} is missing")
         if path not in self._open:
             self._open[path] = SafetensorsFile(path)
+            self._check_all_used(self._open[path].names(), path)  # an index need not name all
         array = self._open[path].read(stored)
         if "norm" in name and self.config.family == "gemma3":
             array = array.astype(np.float32) + 1.0  # stored as the difference to 1

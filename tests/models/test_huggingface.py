@@ -51,6 +51,24 @@ def test_the_decoder_within_a_model_that_also_sees(prefix, tmp_path):
     assert_logits(opened, "gemma3")
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("llama", "model.layers.1.self_attn.rotary_emb.inv_freq"),
+        ("llama", "model.rotary_emb.inv_freq"),
+        ("llama-tied-mqa", "lm_head.weight"),
+        ("gemma3", "lm_head.weight"),
+        ("gemma3", "multi_modal_projector.mm_soft_emb_norm.weight"),
+        ("gemma3", "model.vision_tower.vision_model.embeddings.patch_embedding.bias"),
+    ],
+)
+def test_tensors_that_files_hold_for_nothing(name, tensor, tmp_path):
+    write_directory(tmp_path, name)
+    extra = {tensor: np.zeros(8, np.float32)}
+    save_file(stored_tensors(name) | extra, tmp_path / "model.safetensors")
+    assert_logits(open_checkpoint(tmp_path), name)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 def test_halves_are_read_in_their_own_dtype(dtype, tmp_path):
     write_directory(tmp_path, "llama")
@@ -202,6 +220,55 @@ class TestDamage:
             tmp_path, "F8_E4M3, which is not supported; supported: F32, F16, BF16", "final_norm",
             UnsupportedModelError,
         )  # fmt: skip
+
+    def test_layers_that_would_be_left_out(self, tmp_path):
+        write_directory(tmp_path, "llama", num_hidden_layers=1)
+        self.refused(
+            tmp_path,
+            r"model\.safetensors holds 9 tensors that config\.json does not account for, the first "
+            r"model\.layers\.1\.\S+; check config\.json: num_hidden_layers is 1, but the files "
+            "hold tensors of 2 layers",
+        )
+
+    @pytest.mark.parametrize("shards", [1, 3])
+    @pytest.mark.parametrize(
+        ("tensor", "check"),
+        [
+            ("model.layers.0.self_attn.q_proj.bias",
+             r"attention_bias in config\.json, which says that there are no biases"),
+            ("model.layers.9.foo", r"config\.json: num_hidden_layers is 2, .* of 3 layers"),
+            ("model.layers.1.self_attn.q_norm.weight", "architectures in .* the family llama"),
+            ("model.layers.1.mlp.experts.weight", "architectures in "),
+            ("vision_tower.embeddings.weight", "architectures in "),
+        ],
+    )  # fmt: skip
+    def test_a_tensor_that_would_be_left_out(self, tensor, check, shards, tmp_path):
+        write_directory(tmp_path, "llama", shards=shards)
+        file = tmp_path / "model.safetensors"
+        if shards > 1:
+            file = tmp_path / "model-00002-of-00003.safetensors"
+        save_file(load_file(file) | {tensor: np.zeros(96, np.float32)}, file)
+        self.refused(
+            tmp_path, rf"{file.name} holds 1 tensor that config\.json does not account for, "
+            rf"{tensor}; check {check}",
+        )  # fmt: skip
+
+    def test_a_tensor_of_the_index_that_would_be_left_out(self, tmp_path):
+        """Before any of its files is opened."""
+        write_directory(tmp_path, "llama", shards=3)
+        index = tmp_path / "model.safetensors.index.json"
+        table = json.loads(index.read_text())
+        table["weight_map"]["model.layers.9.foo"] = "model-00003-of-00003.safetensors"
+        write_json(index, table)
+        with pytest.raises(CheckpointError, match=r"00003-of-00003\.safetensors holds 1 tensor"):
+            open_checkpoint(tmp_path)
+
+    def test_no_embedding(self, tmp_path):
+        write_directory(tmp_path, "llama")
+        tensors = stored_tensors("llama")
+        del tensors["model.embed_tokens.weight"]
+        save_file(tensors, tmp_path / "model.safetensors")
+        self.refused(tmp_path, r"tensor model\.embed_tokens\.weight is missing")
 
     def test_biases_that_would_be_left_out(self, tmp_path):
         write_directory(tmp_path, "llama")
