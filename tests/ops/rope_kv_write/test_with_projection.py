@@ -158,7 +158,7 @@ def test_values_stay_whatever_they_are(hopper, H):
     x, weight, _, *rest = arrays(2, 1, 1, H, 64)
     weight = weight.at[:, 2 * H :].set(0.0)
     bias = jnp.zeros(3 * H, "bfloat16").at[2 * H + 5].set(jnp.inf)
-    norms = {name: Norm(jnp.ones(H, "bfloat16"), 0.0) for name in ("q_norm", "k_norm")}
+    norms: Any = {name: Norm(jnp.ones(H, "bfloat16"), 0.0) for name in ("q_norm", "k_norm")}
     _, _, values = run(hopper, (x, weight, bias, *rest), 1, **norms)
     table, start = rest[4], rest[5]
     for b in range(2):
