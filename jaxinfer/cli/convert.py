@@ -20,7 +20,10 @@ jaxinfer generate "Hello" --model smollm2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert(Output):
-    """Write a model as an Orbax checkpoint, which loads faster and shards."""
+    """Write a model as an Orbax checkpoint.
+
+    Its weights are stored dequantised, in one dtype, and a device reads only its part of them.
+    """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """GGUF file, model directory, Hugging Face Hub id, or "default"."""

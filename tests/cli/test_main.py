@@ -57,6 +57,14 @@ def test_help_is_filled(name, capsys, monkeypatch):
             assert len(text) + 1 + len(word) >= 77, text
 
 
+def test_help_of_convert_promises_no_speed(capsys):
+    """A dequantised model is larger than the GGUF file that it came from."""
+    assert main(["convert", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "stored dequantised, in one dtype, and a device reads only its part" in text
+    assert "faster" not in text
+
+
 def test_help_lists_commands(capsys):
     assert main(["--help"]) == 0
     whole = capsys.readouterr().out
