@@ -190,7 +190,7 @@ class LLM:
                 while waiting:
                     self._requests.advance(inbox)
                     while inbox:
-                        delta = _next(inbox)
+                        delta = _next(inbox, tickets)
                         merge(outputs, delta)
                         waiting -= delta.finished
                         ended = sum(part.finish_reason is not None for part in delta.outputs)
@@ -267,7 +267,7 @@ class LLM:
             while True:
                 self._requests.advance(inbox)
                 while inbox:
-                    output = _next(inbox)
+                    output = _next(inbox, [ticket])
                     yield output
                     if output.finished:
                         return
@@ -295,14 +295,16 @@ class LLM:
         return self.tokenizer
 
 
-def _next(inbox: Inbox) -> RequestOutput:
-    """The oldest output of an inbox, or its error raised."""
+def _next(inbox: Inbox, tickets: Sequence[Ticket]) -> RequestOutput:
+    """The oldest output of an inbox, or its error raised; `tickets` are those of the call."""
     ticket, output = inbox.popleft()
     if isinstance(output, Exception):
         raise output
     if any(part.finish_reason == "error" for part in output.outputs):
-        prompt = "a prompt of tokens" if ticket.text is None else f"{ticket.text!r:.60}"
-        raise NonFiniteScoresError(prompt)
+        index = next(i for i, other in enumerate(tickets) if other is ticket)
+        if ticket.text is None:
+            raise NonFiniteScoresError("a prompt of tokens", index=index)
+        raise NonFiniteScoresError.of_prompt(ticket.text, index=index)
     return output
 
 

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from jaxinfer.errors import NonFiniteScoresError
 from jaxinfer.progress import CompileWatch, Reporter
 
 if TYPE_CHECKING:
@@ -60,6 +61,15 @@ class Answer:
         parts.append(f"first token after {self.ttft_s:.2f} s{compiling}")
         parts += [self.cut_off] if self.cut_off else []
         return ", ".join(parts)
+
+
+@contextlib.contextmanager
+def naming(prompts: Sequence[str]) -> Iterator[None]:
+    """Let an error speak of the prompts as they were typed: the engine is given tokens."""
+    try:
+        yield
+    except NonFiniteScoresError as error:
+        raise NonFiniteScoresError.of_prompt(prompts[error.index]) from error
 
 
 def stream_answer(

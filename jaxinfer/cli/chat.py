@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxinfer.cli import streams
-from jaxinfer.cli.answer import Answer, stream_answer
+from jaxinfer.cli.answer import Answer, naming, stream_answer
 from jaxinfer.cli.errors import UsageError, one_line
 from jaxinfer.cli.loading import open_model, start_engine
 from jaxinfer.cli.options import Model, Output, Sampling
@@ -130,7 +130,8 @@ class Conversation:
         answer = Answer()
         try:
             ids = self._tokenizer.apply_chat_template(asked)
-            stream_answer(self._llm, ids, self._params, _write, self._reporter, answer)
+            with naming([question]):
+                stream_answer(self._llm, ids, self._params, _write, self._reporter, answer)
         except KeyboardInterrupt:
             _write(" [stopped]")
         except ValueError as error:  # too long, no text, or refused by the template

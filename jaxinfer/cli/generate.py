@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from jaxinfer.cli import plan, streams
-from jaxinfer.cli.answer import Answer, stream_answer
+from jaxinfer.cli.answer import Answer, naming, stream_answer
 from jaxinfer.cli.errors import UsageError
 from jaxinfer.cli.loading import open_model, start_engine
 from jaxinfer.cli.options import Model, Output, Sampling
@@ -90,9 +90,11 @@ class Generate(Output):
         if group is not None:
             plan.check_sizes(group, llm)
         if streams:
-            _stream(llm, ids[0], params, reporter, _write)
+            with naming(prompts):
+                _stream(llm, ids[0], params, reporter, _write)
         else:
-            outputs = _batch(llm, ids, params, reporter)
+            with naming(prompts):
+                outputs = _batch(llm, ids, params, reporter)
             for prompt, output in zip(prompts, outputs, strict=True):
                 self._show(prompt, output, several=len(prompts) > 1)
 

@@ -392,12 +392,31 @@ def test_errors_of_others_are_named(capsys):
     assert errors.one_line(FileNotFoundError(2, "No such file", "x.txt")) == "x.txt: No such file"
 
 
-def test_weights_that_are_no_numbers(fails, tmp_path):
+@pytest.fixture
+def nan(tmp_path) -> str:
+    """A model whose scores are NaN."""
     model = Decoder(DecoderConfig.tiny(), dtype=jnp.float32)
     model.embed[...] = model.embed[...] * jnp.nan
-    folder = str(tmp_path / "nan")
-    save_orbax(tmp_path / "nan", model, tokenizer=byte_tokenizer(eos_id=None))
-    for command in (["generate", "Hi", "--model", folder],
-                    ["eval", "perplexity", folder, "--text", __file__, "--json"]):  # fmt: skip
+    folder = tmp_path / "nan"
+    save_orbax(folder, model, tokenizer=byte_tokenizer(eos_id=None))
+    return str(folder)
+
+
+def test_the_prompt_without_scores_is_named(fails, nan, monkeypatch):
+    """By what was typed, although it is given to the engine as tokens, with a template."""
+    long = "Why is the sky blue? " * 4
+    want = f"the model's scores for {long[:60] + '…'!r} are not finite"
+    for options in (["--raw"], ["--system", "S"], ["--no-stream"], ["--json"]):
+        command = ["generate", long, "--model", nan, *options]
+        assert fails(*command, "--max-tokens", "8", code=1).startswith(want)
+    lines = iter([long])
+    monkeypatch.setattr("jaxinfer.cli.chat._read_line", lambda: next(lines, None))
+    message = fails("chat", "--model", nan, "--max-tokens", "8", code=1)
+    assert message.startswith(want)
+
+
+def test_weights_that_are_no_numbers(fails, nan):
+    for command in (["generate", "Hi", "--model", nan],
+                    ["eval", "perplexity", nan, "--text", __file__, "--json"]):  # fmt: skip
         message = fails(*command, "--max-tokens", "8", code=1)
         assert "are not finite (NaN or infinity): its weights are damaged" in message

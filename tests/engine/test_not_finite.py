@@ -45,6 +45,17 @@ def test_generate_chat_and_stream(params):
     assert not made().engine.has_work
 
 
+def test_the_prompt_is_named():
+    """By its beginning and its place, or by its place alone."""
+    long = "z" * 100
+    with pytest.raises(NonFiniteScoresError, match=f"scores for '{'z' * 60}…' are not") as raised:
+        made().generate(["a", "b", long], GREEDY)
+    assert raised.value.index == 2
+    with pytest.raises(NonFiniteScoresError, match="scores for a prompt of tokens are") as raised:
+        made().generate([[1], [Z], [2]], GREEDY)
+    assert raised.value.index == 1
+
+
 def engine(model: Decoder) -> Engine:
     return Engine(model, None, EngineConfig(
         max_model_len=64, num_pages=16, page_size=16, max_num_seqs=4, max_num_batched_tokens=32,
