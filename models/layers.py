@@ -151,7 +151,7 @@ class Attention(nnx.Module):
                 k_norm=None if self.k_norm is None else self.k_norm.norm,
             )  # fmt: skip
         else:
-            q, *new, k_pages, v_pages = self._project(x, angles, pools)
+            q, *new, k_pages, v_pages = self._heads(x, angles, pools)
         options: dict[str, Any] = {
             "scale": config.scale,
             "logits_softcap": config.attention_softcap,
@@ -184,7 +184,7 @@ class Attention(nnx.Module):
     def _bias(self) -> jax.Array | None:
         return None if self.qkv_bias is None else self.qkv_bias[...]
 
-    def _project(self, x: Tokens, angles, pools) -> tuple[jax.Array, ...]:
+    def _heads(self, x: Tokens, angles, pools) -> tuple[jax.Array, ...]:
         """Queries, keys and values `[B, T, heads, H]`, rotated, and both pools that hold them."""
         config = self.config
         B, T, _ = x.shape

@@ -22,6 +22,13 @@ class Norm:
     weight: Any  # an array, or what JAX puts into a pytree in the place of one
     eps: float = 1e-6
 
+    def check(self, width: int, name: str) -> None:
+        """Raise ValueError unless it is one of rows of `width`; `name` is the argument's."""
+        if self.weight.shape != (width,):
+            raise ValueError(f"{name}.weight must have shape ({width},); got {self.weight.shape}")
+        if not self.eps >= 0:
+            raise ValueError(f"{name}.eps must not be negative; got {self.eps}")
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,

@@ -63,10 +63,7 @@ def matmul_and_norm(
     """
     check(x, weight, bias, residual, False, None)
     K, N = weight.shape
-    if norm.weight.shape != (N,):
-        raise ValueError(f"norm.weight must have shape ({N},); got {norm.weight.shape}")
-    if not norm.eps >= 0:
-        raise ValueError(f"norm.eps must not be negative; got {norm.eps}")
+    norm.check(N, "norm")
     plain: Implementation = "xla" if implementation == "xla" else None
     if is_forced("add_rms_norm"):
         product = matmul(x, weight, bias, implementation=implementation, config=config)

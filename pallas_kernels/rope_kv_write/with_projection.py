@@ -12,7 +12,7 @@ from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choos
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import check, matmul, run_mosaic
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
-from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
+from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm
 from jaxinfer.pallas_kernels.matmul.rotation import MAX_TOKENS, Rotation
 from jaxinfer.pallas_kernels.rope_kv_write import config as configs_of_rope
 from jaxinfer.pallas_kernels.rope_kv_write.api import check_shapes, rope_kv_write
@@ -67,8 +67,8 @@ def project_rope_write(
         Rotated queries `[B, 1, N, H]`, and both pools with the new tokens.
 
     Raises:
-        ValueError: as `matmul` and `rope_kv_write`; one norm without the other, or of another
-            width than H.
+        ValueError: as `matmul` and `rope_kv_write`; one norm without the other, of another width
+            than H, or with a negative `eps`.
         TypeError: as `matmul` and `rope_kv_write`.
         NotSupported: the implementation asked for by name cannot serve the call.
 
@@ -92,15 +92,13 @@ def project_rope_write(
     if (q_norm is None) != (k_norm is None):
         raise ValueError("q_norm and k_norm must both be given, or neither")
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
-        if norm is not None and norm.weight.shape != (H,):
-            raise ValueError(f"{name}.weight must have shape ({H},); got {norm.weight.shape}")
-        if norm is not None and not norm.eps >= 0:
-            raise ValueError(f"{name}.eps must not be negative; got {norm.eps}")
+        if norm is not None:
+            norm.check(H, name)
     q, kv = (jax.ShapeDtypeStruct((B, 1, heads, H), x.dtype) for heads in (num_heads, K))
     check_shapes(q, kv, kv, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
 
     def separate(name: Implementation = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-        product = matmul(x, weight, bias, implementation=name)
+        product = matmul(x, weight, bias, implementation=name, config=config)
         q, k, v = jnp.split(product, [num_heads * H, (num_heads + K) * H], axis=-1)
         q, k, v = (part.reshape(B, 1, -1, H) for part in (q, k, v))
         if q_norm is not None and k_norm is not None:
@@ -114,16 +112,22 @@ def project_rope_write(
         return q, keys, values
 
     def mosaic() -> tuple[jax.Array, jax.Array, jax.Array]:
-        if (refusal := _refusal(x, H)) is not None:
-            raise refusal
-        if config is not None and config.block_n != max(H // 2, 64):
-            raise ValueError(
-                f"config.block_n must be {max(H // 2, 64)} for head_dim {H}; got {config.block_n}"
-            )
+        _check_one_launch(tokens=B, head_dim=H)
         page, slot = _places(page_table, start, num_tokens, page_size=k_pages.shape[2])
-        angles = cos[:, 0], sin[:, 0]
-        rotation = Rotation(*angles, page, slot, k_pages, v_pages, num_heads, q_norm, k_norm)
-        choice = configs.Choice(order=("mosaic",), config=_tiling(x, H))
+        rotation = Rotation(
+            cos=cos[:, 0], sin=sin[:, 0], page=page, slot=slot, k_pages=k_pages, v_pages=v_pages,
+            num_heads=num_heads, q_norm=q_norm, k_norm=k_norm,
+        )  # fmt: skip
+        heads = rotation.heads
+        if config is not None and config.block_n != heads.bank:
+            raise ValueError(
+                f"config.block_n must be {heads.bank} for head_dim {H}; got {config.block_n}"
+            )
+        # A head per tile, with the deepest ring that fits.
+        tiling = configs.deepest(
+            current_device(), configs.Tiling(heads.bank, 64), M=B, gated=heads.banks == 2
+        )
+        choice = configs.Choice(order=("mosaic",), config=tiling)
         queries, (keys, values) = run_mosaic(
             x, weight, bias, None, None, rotation, transposed=False, gate=None, config=config,
             choice=choice,
@@ -146,20 +150,13 @@ def _places(page_table, start, num_tokens, *, page_size: int) -> tuple[jax.Array
     return page.astype(jnp.int32), start % page_size
 
 
-def _tiling(x: Tokens, head_dim: int) -> Config | None:
-    """A head per tile, with the deepest ring that fits."""
-    tiling = configs.Tiling(max(head_dim // 2, 64), 64)
-    return configs.deepest(current_device(), tiling, M=x.shape[0], gated=head_dim > 64)
-
-
-def _refusal(x: Tokens, head_dim: int) -> NotSupported | None:
-    """Why one launch cannot serve; None if it can, as far as the product allows."""
+def _check_one_launch(*, tokens: int, head_dim: int) -> None:
+    """Raise NotSupported where one launch cannot serve, whatever the product allows."""
     refuse = functools.partial(NotSupported, NAME, "mosaic")
-    device, M = current_device(), x.shape[0]
+    device = current_device()
     if not device.is_hopper:
-        return refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
-    if M > MAX_TOKENS:
-        return refuse(f"{M} tokens with their projection", f"1 to {MAX_TOKENS}")
+        raise refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
+    if tokens > MAX_TOKENS:
+        raise refuse(f"{tokens} tokens with their projection", f"1 to {MAX_TOKENS}")
     if head_dim not in (64, 128, 256):
-        return refuse(f"head_dim {head_dim} with the projection", "64, 128, 256")
-    return None
+        raise refuse(f"head_dim {head_dim} with the projection", "64, 128, 256")
