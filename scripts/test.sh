@@ -17,10 +17,11 @@ except DownloadError as error:
     print(f"note: {error}\nGoing on without it: the tests that need it are skipped by name.")
 EOF_PYTHON
 
-# One process per core, and one computing thread in each: more would wait for each other.
+# One process per core, and one computing thread in each: more would wait for each other. XLA's
+# threads are the exception (see tests/conftest.py).
 cores=$("$python" -c 'import os; print(len(os.sched_getaffinity(0)))' 2>/dev/null || echo 2)
 workers=${WORKERS:-$(( cores < 8 ? cores : 8 ))}
-export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=$(( cores / workers > 0 ? cores / workers : 1 ))
+export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 # Processes that share a GPU must not each take most of its memory.
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 # Neighbours stay together, which share what they compile, until a process has nothing left to do.

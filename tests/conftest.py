@@ -1,4 +1,10 @@
-"""What all tests share: who needs a GPU, and the switch for shape annotations."""
+"""What all tests share: XLA's threads, who needs a GPU, and the switch for shape annotations."""
+
+import os
+
+# The interpreter of Mosaic kernels blocks a thread of XLA's pool for every barrier that waits; a
+# pool no larger than that waits for ever. XLA sizes it by this variable, or by the cores.
+os.environ["NPROC"] = "8"
 
 import jax
 import jaxtyping
