@@ -12,7 +12,10 @@ def cache_dir() -> Path:
     """
     if folder := os.environ.get("JAXINFER_CACHE"):
         return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxinfer"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not base.is_absolute():  # the XDG base directory specification: invalid, to be ignored
+        base = Path.home() / ".cache"
+    return base / "jaxinfer"
 
 
 def tuning_dir() -> Path | None:

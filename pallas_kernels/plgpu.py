@@ -68,9 +68,9 @@ __all__ = [
     "layout_cast",
     "load",
     "lower_for_cuda",
-    "lowers_transposed_stores",
     "pl",
     "set_max_registers",
+    "store",
     "tiled_layout",
     "wait_smem_to_gmem",
     "wgmma",
@@ -78,16 +78,25 @@ __all__ = [
     "wgmma_wait",
 ]
 
-# JAX 0.12 lowers no plain store that is not an optimal transfer, and finds none for a transposed
-# wgmma result: kernels that need one are refused there. The interpreter does not mind.
-_TRANSPOSED_STORES = jax.__version_info__ < (0, 12)
+# JAX 0.12 has it, and lowers an assignment, which reads what it overwrites, only where both read
+# and store are optimal. JAX 0.11 has no such demand.
+_store = getattr(_mgpu, "store", None)
 
 _interpreting: list[bool] = [False]
 
 
-def lowers_transposed_stores() -> bool:
-    """Whether `ref.T[...] = wgmma_result` can be compiled by this JAX."""
-    return _TRANSPOSED_STORES or interpreting()
+def store(ref, value: jax.Array, *, optimized: bool = True) -> None:
+    """`ref[...] = value` in the kernel of every JAX that is supported.
+
+    Args:
+        ref: Shared memory, or global memory with `optimized=False`.
+        value: `[…]` of the reference's shape and dtype.
+        optimized: Where JAX can tell, a store with bank conflicts is an error.
+    """
+    if _store is None:
+        ref[...] = value
+    else:
+        _store(ref, value, optimized=optimized)
 
 
 def interpreting() -> bool:

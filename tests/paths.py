@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxinfer.folders import cache_dir
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 FILES = {
     "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -13,13 +15,6 @@ FILES = {
     "qwen25": "Qwen2.5-Coder-0.5B-Instruct.gguf",
 }
 GOLDEN = {"smollm2": "smollm2", "gemma3": "gemma3-270m", "qwen25": "qwen25coder05b"}
-
-
-def cache_dir() -> Path:
-    """The user's cache folder of jaxinfer."""
-    if folder := os.environ.get("JAXINFER_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxinfer"
 
 
 def model_path(name: str) -> Path | None:

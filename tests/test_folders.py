@@ -13,8 +13,11 @@ def test_cache_dir(monkeypatch, tmp_path):
     monkeypatch.delenv("JAXINFER_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert folders.cache_dir() == tmp_path / "jaxinfer"
-    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
+    for unusable in ("", "relative/folder"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unusable)
+        assert folders.cache_dir() == tmp_path / ".cache" / "jaxinfer"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert folders.cache_dir() == tmp_path / ".cache" / "jaxinfer"
 
 

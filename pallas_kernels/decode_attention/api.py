@@ -10,7 +10,6 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
-from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention import config as configs
 from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout, cut, sizes
 from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import (
@@ -203,8 +202,6 @@ def _check_mosaic(device: DeviceSpec, query, K: int, page_size: int) -> None:
     refuse = functools.partial(NotSupported, _NAME, "mosaic")
     if not device.is_hopper:
         raise refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
-    if not plgpu.lowers_transposed_stores():
-        raise refuse(f"JAX {jax.__version__}", "JAX 0.11")
     if query.dtype not in (jnp.bfloat16, jnp.float16):
         raise refuse(f"dtype {query.dtype}", "bfloat16, float16")
     if query.shape[3] not in configs.HEAD_DIMS:

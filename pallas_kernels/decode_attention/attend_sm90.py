@@ -183,9 +183,8 @@ def _body(
 
             logits = mask(shape, scaled(shape, logits), block, length, within)
             weights, sums, acc = softmax.weigh(logits, sums, acc, is_first, row)
-            p_smem.T[...] = plgpu.layout_cast(
-                weights.astype(p_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
-            )
+            weights = weights.astype(p_smem.dtype)
+            plgpu.store(p_smem.T, plgpu.layout_cast(weights, plgpu.Layout.WGMMA_TRANSPOSED))
             plgpu.commit_smem()
             plgpu.barrier_wait(v_ready.at[slot])
             valid = length - block * shape.config.block
@@ -215,17 +214,18 @@ def _body(
                     for column in range(0, shape.H, COLUMNS_AT_ONCE):
                         part = rounded[column : column + COLUMNS_AT_ONCE]
                         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                        out_smem.T[...] = plgpu.layout_cast(part, plgpu.Layout.WGMMA_TRANSPOSED)
+                        part = plgpu.layout_cast(part, plgpu.Layout.WGMMA_TRANSPOSED)
+                        plgpu.store(out_smem.T, part, optimized=False)
                         plgpu.commit_smem()
                         columns = pl.ds(column, COLUMNS_AT_ONCE)
                         plgpu.copy_smem_to_gmem(rows, out_gmem.at[index, :, columns])
-                    lse_gmem[index] = lse / LOG2E
+                    plgpu.store(lse_gmem.at[index], lse / LOG2E, optimized=False)
 
                 @pl.when(jnp.logical_not(is_whole))
                 def _piece():
                     number = head * division.pieces + group + request
-                    piece_out[number] = result
-                    piece_lse[number] = lse
+                    plgpu.store(piece_out.at[number], result, optimized=False)
+                    plgpu.store(piece_lse.at[number], lse, optimized=False)
 
                 piece = Piece(begin, block + 1, length, within)
                 return violations + softmax.violations(total, acc, piece)

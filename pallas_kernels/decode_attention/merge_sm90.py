@@ -89,9 +89,8 @@ def _merge(
     seen = total > 0.0
     divisor = jnp.where(seen, total, 1.0)
     result = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
-    out_smem.T[...] = plgpu.layout_cast(
-        result.astype(out_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED
-    )
+    rounded = plgpu.layout_cast(result.astype(out_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED)
+    plgpu.store(out_smem.T, rounded, optimized=False)
     plgpu.commit_smem()
     index = request * shape.K + head
     within = shape.tile_of(index)[1]
@@ -101,6 +100,7 @@ def _merge(
 
     @pl.when(part == 0)
     def _():
-        lse_gmem[index] = jnp.where(seen, (peak + jnp.log2(divisor)) / LOG2E, -jnp.inf)
+        lse = jnp.where(seen, (peak + jnp.log2(divisor)) / LOG2E, -jnp.inf)
+        plgpu.store(lse_gmem.at[index], lse, optimized=False)
 
     plgpu.wait_smem_to_gmem(0)

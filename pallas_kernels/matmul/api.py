@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
 from jaxinfer.pallas_kernels.matmul import config as configs
@@ -136,8 +135,6 @@ def _check_mosaic(x, norm, *, M: int, K: int, out_n: int, config: Config | None)
     device = current_device()
     if not device.is_hopper:
         raise refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
-    if not plgpu.lowers_transposed_stores():
-        raise refuse(f"JAX {jax.__version__}", "JAX 0.11")
     if x.dtype not in (jnp.bfloat16, jnp.float16):
         raise refuse(f"dtype {x.dtype}", "bfloat16, float16")
     if norm is not None and x.dtype != jnp.bfloat16:

@@ -257,7 +257,8 @@ def _body(
                 plgpu.copy_smem_to_gmem(out_smem.at[out_rows], out_gmem.at[:, columns])
                 if sums is not None:
                     plgpu.copy_smem_to_gmem(values_smem.at[out_rows], gmem["values"].at[:, columns])
-                    gmem["sums"][cta + wave * shape.ctas, pl.ds(0, shape.rows)] = sums
+                    here = gmem["sums"].at[cta + wave * shape.ctas, pl.ds(0, shape.rows)]
+                    plgpu.store(here, sums, optimized=False)
 
         @pl.loop(0, shape.waves)
         def _tile(wave):
@@ -314,7 +315,8 @@ def _body(
 
 def _stage(smem, value) -> None:
     """Put a tile where a copy to global memory takes it from."""
-    smem.T[...] = plgpu.layout_cast(value, plgpu.Layout.WGMMA_TRANSPOSED)
+    value = plgpu.layout_cast(value, plgpu.Layout.WGMMA_TRANSPOSED)
+    plgpu.store(smem.T, value, optimized=False)
 
 
 def _squares(shape: Shape, squares):

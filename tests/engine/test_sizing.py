@@ -11,7 +11,7 @@ from jaxinfer.engine.config import EngineConfig
 from jaxinfer.engine.sizing import choose_sizes
 from jaxinfer.errors import KVCacheFullError
 from jaxinfer.models.config import DecoderConfig
-from jaxinfer.pallas_kernels import plgpu, tuning
+from jaxinfer.pallas_kernels import tuning
 from jaxinfer.pallas_kernels.device import H100, use_device
 from tests.engine.small import decoder
 
@@ -152,9 +152,3 @@ def test_sizes_ask_for_the_tables_that_the_engine_makes(monkeypatch):
     )
     choose(max_model_len=100, max_num_seqs=5)
     assert asked == [{"rows": 5, "width": 2}]
-
-
-def test_a_jax_that_refuses_the_kernel_gets_short_tables(monkeypatch):
-    monkeypatch.setattr(plgpu, "lowers_transposed_stores", lambda: False)
-    with use_device(H100):
-        assert not sizing.reads_only_lengths(DecoderConfig.llama3_8b(), 64, jnp.bfloat16)

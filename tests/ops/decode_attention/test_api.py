@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 from jaxinfer.pallas_kernels.decode_attention.config import heuristic_config
 from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
@@ -180,15 +179,6 @@ def test_the_heuristic_says_when_nothing_fits():
     tiny = dataclasses.replace(H100, smem_bytes=48 * 1024)
     with pytest.raises(ValueError, match="no tiling fits 49152 bytes"):
         heuristic_config(tiny, rows=64, head_dim=256, page_size=64)
-
-
-def test_a_jax_that_cannot_lower_the_kernel(h100, monkeypatch):
-    """By name it is refused; without a name plain JAX serves."""
-    monkeypatch.setattr(plgpu, "_TRANSPOSED_STORES", False)
-    with pytest.raises(NotSupported, match=r"JAX .*; supported: JAX 0\.11"):
-        decode_attention(**arguments(), implementation="mosaic")
-    jax.eval_shape(lambda: decode_attention(**arguments()))
-    assert choices()["decode_attention"].implementation == "xla"
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxinfer.pallas_kernels import dispatch, plgpu, tuning
+from jaxinfer.pallas_kernels import tuning
 from jaxinfer.pallas_kernels.device import CPU, H100, use_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, force_implementation
 from jaxinfer.pallas_kernels.matmul import config as configs
@@ -169,16 +169,3 @@ def test_force_implementation(h100):
     with force_implementation("xla", op="matmul"):
         jax.eval_shape(lambda: call(64, 4096, 4096))
     assert choices()["matmul"].implementation == "xla"
-
-
-def test_a_jax_that_cannot_lower_the_kernel(h100, monkeypatch, caplog):
-    """By name it is refused; without a name plain JAX serves, which is said aloud."""
-    monkeypatch.setattr(plgpu, "_TRANSPOSED_STORES", False)
-    monkeypatch.setattr(dispatch, "_logged", set())
-    with pytest.raises(NotSupported, match=r"JAX .*; supported: JAX 0\.11"):
-        call(implementation="mosaic")
-    for _ in range(2):
-        assert chosen(64, 4096, 4096) == "xla"
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "using xla" in record.getMessage()
