@@ -5,10 +5,14 @@ and one that is raised in a finaliser or a callback of the garbage collector goe
 `sys.unraisablehook`, and that was all.
 
 SIGTERM ends a process as ever, except while it has a child to end or files to remove first.
+
+What an interrupt leaves half made, an event loop say, may complain when it is dropped. For a while
+after one, such complaints are not shown.
 """
 
 import _thread
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -17,6 +21,8 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
+
+from jaxinfer.cli import errors
 
 _AGAIN_S, _LONGEST_S = 0.02, 5.0
 
@@ -80,18 +86,45 @@ def ended_cleanly() -> Iterator[None]:
     if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
-    signal.signal(signal.SIGTERM, _terminate)
+    termination = _Termination()
+    signal.signal(signal.SIGTERM, termination)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if termination.is_lost:
+        raise SystemExit(errors.TERMINATED)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    del frame
-    signal.signal(number, signal.SIG_IGN)  # one is enough: the cleaning must come to its end
-    print("error: terminated", file=sys.stderr, flush=True)
-    raise SystemExit(128 + number)
+class _Termination:
+    """Raises SystemExit, and again where it was lost.
+
+    Attributes:
+        is_lost: It was raised where nobody sees it, and not again yet.
+    """
+
+    def __init__(self) -> None:
+        self.is_lost = False
+        self._is_known = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Raise it; one is enough, and the cleaning must come to its end."""
+        del number, frame
+        if self._is_known and not self.is_lost:
+            return
+        if not self._is_known:
+            print("error: terminated", file=sys.stderr, flush=True)
+            sys.unraisablehook = self.lost
+        self._is_known, self.is_lost = True, False
+        raise SystemExit(errors.TERMINATED)
+
+    def lost(self, report: "sys.UnraisableHookArgs") -> None:
+        """Stands for `sys.unraisablehook`, to the end of the process."""
+        if report.exc_type is SystemExit:
+            self.is_lost = True
+            again = threading.Timer(_AGAIN_S, _thread.interrupt_main, [signal.SIGTERM])
+            again.daemon = True
+            again.start()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -107,6 +140,7 @@ class _Interrupt:
         self._hook = sys.unraisablehook
         self._since: float | None = None
         self._again: threading.Timer | None = None  # at most one: each raises where it may
+        self._raised = -math.inf  # when
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Raise it, unless a module is being imported and that has not taken too long."""
@@ -119,12 +153,14 @@ class _Interrupt:
             self._since = None
             if self._again is not None:
                 self._again.cancel()
+            self._raised = now
             raise KeyboardInterrupt
 
     def lost(self, report: "sys.UnraisableHookArgs") -> None:
         """Stands for `sys.unraisablehook`."""
         if report.exc_type is not KeyboardInterrupt:
-            self._hook(report)
+            if time.monotonic() - self._raised > _LONGEST_S:
+                self._hook(report)
             return
         while True:
             try:

@@ -146,6 +146,76 @@ def test_other_errors_of_finalisers_are_shown(monkeypatch):
     assert sys.unraisablehook is before
 
 
+@pytest.fixture
+def terminable(monkeypatch):
+    """Where SIGTERM ends the process cleanly, and a lost one comes back quickly."""
+    monkeypatch.setattr(interrupts, "_AGAIN_S", 0.001)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # put back afterwards
+
+
+class Dropped:
+    """Does something when it is."""
+
+    def __init__(self, action):
+        self.action = action
+
+    def __del__(self):
+        self.action()
+
+
+def complain() -> None:
+    raise AttributeError("half made")
+
+
+@pytest.mark.parametrize("seconds", [5, 0], ids=["work goes on", "work is over"])
+def test_a_termination_that_a_finaliser_swallows_comes_again(terminable, capsys, seconds):
+    seen = []
+
+    @interrupts.ended_cleanly()
+    def work() -> None:
+        Dropped(lambda: signal.raise_signal(signal.SIGTERM))
+        seen.append("lost")
+        if seconds:
+            wait_for_it(seconds)
+            seen.append("never")
+
+    with pytest.raises(SystemExit) as stop:
+        work()
+    assert (stop.value.code, seen) == (143, ["lost"])
+    assert capsys.readouterr().err == "error: terminated\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_was_cut_off_does_not_complain(working, terminable, capsys, number):
+    @interrupts.ended_cleanly()
+    def work() -> None:
+        half_made = Dropped(complain)
+        try:
+            signal.raise_signal(number)
+        finally:
+            del half_made
+
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        work()
+    assert "half made" not in capsys.readouterr().err
+
+
+def test_one_termination_is_enough(terminable):
+    seen = []
+
+    @interrupts.ended_cleanly()
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            seen.append("cleaned")
+
+    with pytest.raises(SystemExit):
+        work()
+    assert seen == ["cleaned"]
+
+
 def test_one_that_comes_during_an_import_comes_afterwards(working, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "interrupting.py").write_text(
