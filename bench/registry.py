@@ -11,6 +11,7 @@ OPS = (
     "attention",
     "decode_attention",
     "rope_kv_write",
+    "project_rope_write",
     "add_rms_norm",
     "flat_matmul",
     "ring_attention",

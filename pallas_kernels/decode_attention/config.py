@@ -23,7 +23,9 @@ MAX_BATCH, MAX_CAPACITY = BATCHES[-1], CAPACITIES[-1]
 GRID = (
     Config(block=128, stages=2), Config(block=64, stages=2),
     Config(block=128, stages=3), Config(block=64, stages=4),
+    Config(block=256, stages=2), Config(block=256, stages=3),
 )  # fmt: skip
+_MOST_REGISTERS = 192  # of what `Config.registers` counts: addresses and masks need some too
 
 # Bytes of keys and values that a CTA asks for ahead. Fewer do not hide the way from memory; more
 # are spread over more of it, which then reads more slowly, at 192 KiB by 2 to 3 % (the op's note).
@@ -133,5 +135,6 @@ def candidates(
     fitting = [
         config for config in GRID
         if config.smem_bytes(rows=rows, head_dim=H) <= device.smem_bytes
+        and config.registers(rows=rows, head_dim=H) <= _MOST_REGISTERS
     ]  # fmt: skip
     return list(dict.fromkeys([first, *fitting]))

@@ -17,7 +17,7 @@ class Config:
     """Tiling of the kernel.
 
     Attributes:
-        block: Keys per unit of work and per stage of the ring: 64 or 128.
+        block: Keys per unit of work and per stage of the ring: 64, 128 or 256.
         stages: Depth of the ring.
         ctas_per_sm: Resident CTAs per SM; more hide latency, fewer divide the work more evenly.
     """
@@ -27,8 +27,8 @@ class Config:
     ctas_per_sm: int = 1
 
     def __post_init__(self) -> None:
-        if self.block not in (64, 128):
-            raise ValueError(f"block must be 64 or 128; got {self.block}")
+        if self.block not in (64, 128, 256):
+            raise ValueError(f"block must be 64, 128 or 256; got {self.block}")
         if self.stages < 2:
             raise ValueError(f"stages must be at least 2; got {self.stages}")
         if self.ctas_per_sm < 1:
@@ -38,6 +38,10 @@ class Config:
         """Shared memory of one CTA, bytes (16-bit elements), barriers and scratch included."""
         stage = 2 * self.block * head_dim + rows * head_dim
         return 2 * (self.stages * stage + rows * (self.block + 64)) + 4096
+
+    def registers(self, *, rows: int, head_dim: int) -> int:
+        """That a thread needs for the logits of a block, sums of weights, and the accumulator."""
+        return (2 * self.block + head_dim) * rows // 128
 
 
 def tile_rows(*, segments: int, R: int) -> int:

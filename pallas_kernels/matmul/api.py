@@ -111,7 +111,7 @@ def run_mosaic(
     gated, tiles = gate is not None, 1 + (residual is not None) + (norm is not None)
     if rotation is not None:
         gated = rotation.heads.banks == 2  # as many weights as with a gate
-        tiles += rotation.heads.banks - 1 + rotation.heads.scratch_tiles
+        tiles = rotation.heads.tiles
     beside: dict[str, Any] = {
         "tiles": tiles,
         "sums": norm is not None

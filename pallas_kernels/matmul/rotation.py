@@ -111,9 +111,9 @@ class Heads:
         return {"turned_smem": plgpu.SMEM((2 * self.H, rows), jnp.float32, transforms=layout)}
 
     @property
-    def scratch_tiles(self) -> int:
-        """The same as `scratch`, in tiles of 16-bit elements."""
-        return 0 if self.banks == 2 else 4
+    def tiles(self) -> int:
+        """Tiles of 16-bit elements on their way out, and in `scratch`."""
+        return 2 if self.banks == 2 else 5
 
     def normalised(self, banks, head, q_gmem, k_gmem) -> list[Any]:
         """A head under its norm, unless it holds values.

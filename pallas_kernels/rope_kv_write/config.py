@@ -1,5 +1,36 @@
 """Which implementation of `rope_kv_write` is tried first, and whether the projection joins it."""
 
+from jaxinfer.pallas_kernels.device import DeviceSpec
+from jaxinfer.pallas_kernels.matmul.config import Tiling, deepest, with_room
+from jaxinfer.pallas_kernels.matmul.rotation import Heads
+from jaxinfer.pallas_kernels.matmul.shape import Config
+
 PREFERRED = ("mosaic", "xla")
 # The kernel that does both is taken by name alone until it has been measured on a GPU.
 WITH_PROJECTION = ("separate", "mosaic")
+
+# Its tilings that compete, by name: how many CTAs share the depth of a head, and the most that the
+# weights in the ring take, KiB (0: as many as fit).
+ONE_LAUNCH = {"x1": (1, 0), "x1-r96": (1, 96), "x2": (2, 0), "x2-r96": (2, 96)}
+PREFERRED_TILING = "x1"
+
+
+def one_launch_config(
+    device: DeviceSpec, heads: Heads, *, M: int, tiling: str = PREFERRED_TILING
+) -> Config | None:
+    """Tiling of the projection's kernel where it rotates and writes too; None where none fits.
+
+    Args:
+        device: What the call runs on.
+        heads: What the columns of the product are; a tile is a head.
+        M: Tokens.
+        tiling: Of `ONE_LAUNCH`.
+    """
+    split, ring_kib = ONE_LAUNCH[tiling]
+    if split > 1 and (heads.N + 2 * heads.K) * split > device.num_sms:
+        return None  # heads alone keep memory busy
+    wanted = Tiling(heads.bank, 64, split=split, ring_kib=ring_kib)
+    gated = heads.banks == 2  # as many weights as with a gate
+    config = deepest(device, wanted, M=M, gated=gated)
+    # A norm or not: tilings that depended on it would be measured apart.
+    return with_room(config, device, M=M, gated=gated, tiles=heads.tiles, sums=True)

@@ -123,10 +123,7 @@ def project_rope_write(
             raise ValueError(
                 f"config.block_n must be {heads.bank} for head_dim {H}; got {config.block_n}"
             )
-        # A head per tile, with the deepest ring that fits.
-        tiling = configs.deepest(
-            current_device(), configs.Tiling(heads.bank, 64), M=B, gated=heads.banks == 2
-        )
+        tiling = configs_of_rope.one_launch_config(current_device(), heads, M=B)
         choice = configs.Choice(order=("mosaic",), config=tiling)
         queries, (keys, values) = run_mosaic(
             x, weight, bias, None, None, rotation, transposed=False, gate=None, config=config,

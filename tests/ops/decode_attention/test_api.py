@@ -151,7 +151,7 @@ def test_lengths_change_without_recompilation():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"block": 32}, "block must be 64 or 128; got 32"),
+    ({"block": 32}, "block must be 64, 128 or 256; got 32"),
     ({"stages": 1}, "stages must be at least 2; got 1"),
     ({"ctas_per_sm": 0}, "ctas_per_sm must be positive; got 0"),
 ])  # fmt: skip

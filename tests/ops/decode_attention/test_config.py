@@ -205,6 +205,13 @@ def test_what_fits_a_bucket_fits_the_calls_that_it_stands_for(B):
         assert tile_rows(segments=B * K, R=R) <= tile_rows(segments=bucket * K, R=R)
 
 
+@pytest.mark.parametrize(("G", "competes"), [(8, True), (32, True), (64, False)])
+def test_wide_blocks_are_for_few_query_rows(G, competes):
+    """Of more, logits and sums would not fit the registers."""
+    found = configs.candidates(H100, B=1, N=G, K=1, H=64, page_size=64)
+    assert (Config(block=256, stages=2) in found) == competes
+
+
 @pytest.mark.parametrize("sizes", [
     {"H": 80}, {"page_size": 48}, {"N": 65, "K": 1},
 ], ids=str)  # fmt: skip

@@ -44,8 +44,8 @@ def test_matches_reference_at_model_shapes(hopper_gpu, spec):
 
 @pytest.mark.parametrize("config", [
     Config(block=64, stages=2), Config(block=64, stages=3), Config(block=128, stages=2),
-    Config(block=64, stages=2, ctas_per_sm=2),
-], ids=["64x2", "64x3", "128x2", "two-ctas"])  # fmt: skip
+    Config(block=256, stages=2), Config(block=64, stages=2, ctas_per_sm=2),
+], ids=["64x2", "64x3", "128x2", "256x2", "two-ctas"])  # fmt: skip
 def test_tilings(hopper, config):
     arrays = inputs(make_inputs, SMALL, 9)
     got = hopper.run(op("mosaic", config=config), *arrays, num_sms=4)

@@ -24,7 +24,7 @@ def test_the_most_rows_fit(h100, H):
 
 
 @pytest.mark.parametrize("page_size", [16, 32, 64, 128])
-@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("block", [64, 128, 256])
 def test_page_sizes_and_blocks(h100, page_size, block):
     spec = DecodeSpec(model="pages", B=2, S=256, N=4, K=1, H=64, page_size=page_size)
     call = op("mosaic", config=Config(block=block, stages=2))

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from jaxinfer.pallas_kernels import plgpu
-from jaxinfer.pallas_kernels.device import CPU, use_device
+from jaxinfer.pallas_kernels.device import CPU, H100, use_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, force_implementation
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm
+from jaxinfer.pallas_kernels.matmul.rotation import Heads
 from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
 from jaxinfer.pallas_kernels.rope_kv_write import config
+from jaxinfer.pallas_kernels.rope_kv_write.config import ONE_LAUNCH, one_launch_config
+from jaxinfer.pallas_kernels.rope_kv_write.projection_specs import SPECS, make_inputs
 from jaxinfer.pallas_kernels.rope_kv_write.with_projection import project_rope_write
 from tests.metrics import assert_dtype_close
-from tests.ops.cases import normal, same_bits
+from tests.ops.cases import cases, inputs, normal, same_bits, shapes_of
 
 PAGE = 16
 
@@ -189,6 +192,29 @@ def test_lowers(h100, B, N, K, H, D, normed):
     call = functools.partial(project_rope_write, num_heads=N, implementation="mosaic", **more)
     text = plgpu.lower_for_cuda(call, *shapes, spec=h100)
     assert text.count("custom_call @mosaic_gpu") == 1
+
+
+@pytest.mark.parametrize("tiling", ONE_LAUNCH)
+@pytest.mark.parametrize("spec", cases(SPECS))
+def test_tilings_that_compete_lower(h100, spec, tiling):
+    heads = Heads(spec.N, spec.K, spec.H)
+    config = one_launch_config(h100, heads, M=spec.B, tiling=tiling)
+    if config is None:
+        assert tiling.startswith("x2")
+        assert spec.model == "llama-2-7b"
+        return
+    options: Any = {"num_heads": spec.N, "implementation": "mosaic", "config": config}
+    call = functools.partial(project_rope_write, **options, **norms(spec.H))
+    text = plgpu.lower_for_cuda(call, *shapes_of(make_inputs, spec), spec=h100)
+    assert text.count("custom_call @mosaic_gpu") == 1
+
+
+@pytest.mark.parametrize("tiling", ONE_LAUNCH)
+@pytest.mark.parametrize("spec", cases(SPECS, "ci"))
+def test_tilings_that_compete_agree(hopper, spec, tiling):
+    given = inputs(make_inputs, spec, 1)
+    config = one_launch_config(H100, Heads(spec.N, spec.K, spec.H), M=spec.B, tiling=tiling)
+    agree(run(hopper, given, spec.N, config=config), want(given, spec.N), spec.dtype)
 
 
 @pytest.mark.parametrize(("sizes", "argument"), [
