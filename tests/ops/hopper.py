@@ -10,6 +10,8 @@ from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.device import H100, current_device, use_device
 from tests.ops.cases import quick_compilation
 
+_RACE = "RACE DETECTED"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hopper:
@@ -31,11 +33,16 @@ class Hopper:
             spec = current_device()
             with use_device(dataclasses.replace(spec, num_sms=num_sms or spec.num_sms)):
                 return jax.block_until_ready(function(*args))
-        printed = io.StringIO()  # the detector prints what it finds and goes on
+        printed = io.StringIO()  # the detector of JAX 0.11 prints what it finds and goes on
         spec = dataclasses.replace(H100, num_sms=num_sms or 2)
-        with contextlib.redirect_stdout(printed), plgpu.interpret(spec), quick_compilation():
-            result = jax.block_until_ready(function(*args))
-        if "RACE DETECTED" in printed.getvalue():
+        try:
+            with contextlib.redirect_stdout(printed), plgpu.interpret(spec), quick_compilation():
+                result = jax.block_until_ready(function(*args))
+        except jax.errors.JaxRuntimeError as error:  # that of JAX 0.12 raises
+            if _RACE in str(error):
+                raise RaceError(str(error)) from error
+            raise
+        if _RACE in printed.getvalue():
             raise RaceError(printed.getvalue())
         return result
 
