@@ -11,10 +11,21 @@ import jaxtyping
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: at the end, no process works on one while the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests marked `gpu` where JAX sees none."""
     if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
         pytest.skip("needs an NVIDIA GPU; JAX sees none")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs(tmp_path_factory):
+    """Where commands keep what they compile, each for the next (`tests/cli/command.py`)."""
+    os.environ["JAXINFER_TEST_PROGRAMS"] = str(tmp_path_factory.mktemp("programs"))
 
 
 @pytest.fixture(autouse=True)

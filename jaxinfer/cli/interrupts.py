@@ -6,8 +6,8 @@ and one that is raised in a finaliser or a callback of the garbage collector goe
 
 SIGTERM ends a process as ever, except while it has a child to end or files to remove first.
 
-What an interrupt leaves half made, an event loop say, may complain when it is dropped. For a while
-after one, such complaints are not shown.
+What an interrupt leaves half made, an event loop or a coroutine say, may complain when it
+is dropped. After one, such complaints are not shown.
 """
 
 import _thread
@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
@@ -115,6 +116,7 @@ class _Termination:
         if not self._is_known:
             print("error: terminated", file=sys.stderr, flush=True)
             sys.unraisablehook = self.lost
+            _hush()
         self._is_known, self.is_lost = True, False
         raise SystemExit(errors.TERMINATED)
 
@@ -154,6 +156,7 @@ class _Interrupt:
             if self._again is not None:
                 self._again.cancel()
             self._raised = now
+            _hush()
             raise KeyboardInterrupt
 
     def lost(self, report: "sys.UnraisableHookArgs") -> None:
@@ -179,6 +182,11 @@ class _Interrupt:
     def _repeat(self) -> None:
         if signal.getsignal(signal.SIGINT) is self:  # else the command has ended meanwhile
             _thread.interrupt_main()
+
+
+def _hush() -> None:
+    """No warnings of coroutines that will not be run any more."""
+    warnings.filterwarnings("ignore", r"coroutine '.*' was never awaited", RuntimeWarning)
 
 
 def _imports(frame: FrameType | None) -> bool:

@@ -23,10 +23,20 @@ def command(*arguments: str) -> list[str]:
 def run(
     *arguments: str, stdin: str = "", environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `jaxinfer …` to its end."""
+    """Run `jaxinfer …` to its end.
+
+    Where JAX is to keep nothing that it compiles, it keeps that for the next of these runs: they
+    come one after another, and none ends while it writes a file.
+    """
+    variables = os.environ | (environment or {})
+    if variables.get("JAX_COMPILATION_CACHE_DIR") == "":
+        variables |= {
+            "JAX_COMPILATION_CACHE_DIR": variables["JAXINFER_TEST_PROGRAMS"],
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
     return subprocess.run(
         command(*arguments), input=stdin, capture_output=True, text=True, timeout=300,
-        cwd=REPOSITORY, env=os.environ | (environment or {}), check=False,
+        cwd=REPOSITORY, env=variables, check=False,
     )  # fmt: skip
 
 

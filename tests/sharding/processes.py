@@ -14,7 +14,7 @@ LONGEST_S = 120
 # Gloo's threads greet at once, word by word, so that lines may hold parts of several greetings.
 _GREETING = re.compile(
     r"(\[Gloo\] Rank |\d+| is connected to |"
-    r" ?peer ranks\. Expected number of connected peer ranks is : )+"
+    r" ?peer ranks\. |Expected number of connected peer ranks is : )+"
 )
 
 
