@@ -3,7 +3,8 @@
 import functools
 from typing import Any
 
-from bench.case import Arrays, Implementation, OpCase
+from bench.case import Implementation, OpCase
+from bench.cases import pools
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported
 from jaxinfer.pallas_kernels.matmul.rotation import Heads
@@ -11,8 +12,6 @@ from jaxinfer.pallas_kernels.rope_kv_write import projection_specs as specs
 from jaxinfer.pallas_kernels.rope_kv_write.config import ONE_LAUNCH, one_launch_config
 from jaxinfer.pallas_kernels.rope_kv_write.projection_specs import SPECS, ProjectSpec
 from jaxinfer.pallas_kernels.rope_kv_write.with_projection import project_rope_write
-
-_POOLS = (5, 6)
 
 
 def cases() -> list[OpCase]:
@@ -23,7 +22,7 @@ def cases() -> list[OpCase]:
 def _case(spec: ProjectSpec) -> OpCase:
     def implementation(call) -> Implementation:
         call = functools.partial(call, num_heads=spec.N)
-        return Implementation(call=call, prepare=_copy, donate=_POOLS, renew=_renew)
+        return Implementation(call=call, prepare=pools.copy, donate=pools.POOLS, renew=pools.renew)
 
     def ours(name: str | None) -> Implementation:
         return implementation(functools.partial(project_rope_write, implementation=name))
@@ -58,12 +57,3 @@ def _reference(*arrays, num_heads: int):
     """Plain JAX in float32."""
     wide: Any = (x if x is None or x.dtype.kind in "iu" else x.astype("float32") for x in arrays)
     return project_rope_write(*wide, num_heads=num_heads, implementation="xla")
-
-
-def _copy(*arrays) -> Arrays:
-    """The same arrays, with pools that may be overwritten."""
-    return tuple(x.copy() if i in _POOLS else x for i, x in enumerate(arrays))
-
-
-def _renew(arrays: Arrays, result) -> Arrays:
-    return *arrays[: _POOLS[0]], *result[1:], *arrays[_POOLS[-1] + 1 :]
