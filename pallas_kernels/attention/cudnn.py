@@ -28,9 +28,10 @@ def attention_cudnn(
 ) -> tuple[jax.Array, None]:
     """Attend with cuDNN; shapes and meaning as in `api.attention`.
 
-    cuDNN aligns a causal mask with the first key, and knows windows below it only. Where queries
-    start later (`starts_at_zero` is False) or a window has two sides, the rule becomes an explicit
-    mask of `B·T·S` elements.
+    cuDNN aligns a causal mask with the first key, and knows windows below it only, of no more
+    queries than keys. Where queries start later (`starts_at_zero` is False), a window has two
+    sides or some queries have passed the last key, the rule becomes an explicit mask of `B·T·S`
+    elements.
 
     Raises:
         NotSupported: not an NVIDIA GPU; a residual, dtype, head dimension, or soft cap that cuDNN
@@ -46,7 +47,8 @@ def attention_cudnn(
     T, S = query.shape[1], key.shape[1]
     options = {"scale": scale, "implementation": "cudnn"}
     left = visibility.left
-    if starts_at_zero and (visibility.is_causal or (left is None and visibility.right is None)):
+    unwindowed = left is None and visibility.right is None
+    if starts_at_zero and (unwindowed or (visibility.is_causal and T <= S)):
         out = backend(
             query, key, value, is_causal=visibility.is_causal,
             query_seq_lengths=visibility.query_lengths,

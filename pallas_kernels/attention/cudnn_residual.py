@@ -33,8 +33,8 @@ def attention_cudnn_residual(
     need an explicit mask are left to others: parts that are going to be merged are large.
 
     Raises:
-        NotSupported: as `attention_cudnn`; an offset, or a window with another side than the left
-            of a causal mask; no cuDNN; another version of JAX.
+        NotSupported: as `attention_cudnn`; an offset, a window with another side than the left of a
+            causal mask, or one of more queries than keys; no cuDNN; another version of JAX.
     """
     refuse_what_it_lacks(query, logits_softcap, device)
     if not starts_at_zero:
@@ -43,6 +43,9 @@ def attention_cudnn_residual(
     if windowed and not visibility.is_causal:
         raise _refuse("return_residual=True with a window of two sides", "causal windows")
     B, T, S = query.shape[0], query.shape[1], key.shape[1]
+    if windowed and T > S:
+        here = f"return_residual=True with a window, {T} queries and {S} keys"
+        raise _refuse(here, "windows of no more queries than keys")
     lengths: dict[str, Any] = {}
     if visibility.query_lengths is not None or visibility.key_lengths is not None:
         given = (visibility.query_lengths, visibility.key_lengths)
@@ -57,7 +60,7 @@ def attention_cudnn_residual(
         sliding_window_length=None if visibility.left is None else visibility.left + 1,
     )  # fmt: skip
     out, lse = _without_gradient(out, lse.transpose(0, 2, 1))  # [B, N, T] there
-    if not lengths and (visibility.left is None or T <= S):
+    if not lengths:
         return out, lse  # every row sees key 0, or the one at its position
     seen = _rows_that_see(visibility, T, S)[:, :, None]
     return jnp.where(seen[..., None], out, 0), jnp.where(seen, lse, -jnp.inf)

@@ -28,7 +28,7 @@ CHANGES: list[dict[str, Any]] = [
     {}, {"is_causal": False}, {"is_causal": False, "S": 9}, {"S": 9}, {"T": 9},
     {"key_lengths": (5, 0)}, {"is_causal": False, "key_lengths": (0, 3), "T": 7},
     {"query_lengths": (0, 3)}, {"query_lengths": (5, 2), "key_lengths": (4, 1)},
-    {"local_window_size": 2}, {"local_window_size": (1, 0), "T": 9},
+    {"local_window_size": 2}, {"local_window_size": (1, 0), "S": 9},
     {"local_window_size": (0, 3), "key_lengths": (2, 5)},
 ]  # fmt: skip
 
@@ -82,6 +82,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "dtype": ({"dtype": "float32"}, {}, "dtype float32"),
     "offset": ({}, {"starts_at_zero": False}, "q_offset; supported: queries that start at key 0"),
     "window": ({"local_window_size": 2, "is_causal": False}, {}, "supported: causal windows"),
+    "past the keys": ({"local_window_size": 2, "T": 9}, {}, "a window, 9 queries and 5 keys"),
     "no cuDNN": ({}, {"backend": None}, "JAX .* without cuDNN; supported: jax.cuda13"),
 }
 

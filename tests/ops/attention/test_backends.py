@@ -124,12 +124,13 @@ def test_cudnn_masks_by_itself_where_it_can(changes, expected):
 
 @pytest.mark.parametrize("changes", [
     {"q_offset": (0, 3)}, {"local_window_size": (2, 1), "is_causal": False},
-], ids=["offset", "two-sided window"])  # fmt: skip
+    {"local_window_size": 2, "T": 9},
+], ids=["offset", "two-sided window", "window past the keys"])  # fmt: skip
 def test_cudnn_gets_a_mask_where_it_cannot(changes):
     spec = dataclasses.replace(SMALL, **changes)
     _, given = through_fake_cudnn(spec, inputs(make_inputs, spec, 5))
     assert set(given) == {"mask", "scale", "implementation"}
-    rule = visibility(spec).mask(jnp.arange(5), jnp.arange(5))
+    rule = visibility(spec).mask(jnp.arange(spec.T), jnp.arange(spec.S))
     same_bits(given["mask"], rule[:, None])
 
 
