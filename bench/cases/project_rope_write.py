@@ -30,7 +30,7 @@ def _case(spec: ProjectSpec) -> OpCase:
     def tiled(name: str) -> Implementation:
         def call(*arrays, num_heads: int):
             heads, device = Heads(spec.N, spec.K, spec.H), current_device()
-            config = one_launch_config(device, heads, M=spec.B, tiling=name)
+            config = one_launch_config(device, heads, M=spec.B, D=spec.D, tiling=name)
             if config is None:
                 here = f"{spec.name} on {device.name!r}"
                 raise NotSupported("project_rope_write", name, here, "other sizes, on Hopper")

@@ -164,11 +164,24 @@ def fit(
     out_n = N // 2 if gated else N
     if out_n % tiling.block_n or K % tiling.block_k or (tiling.cluster > 1 and M <= 8):
         return None
-    ctas, steps = out_n // tiling.block_n * tiling.split, K // tiling.block_k
-    # CTAs share a tile's depth where tiles alone are too few, and to save more than adding takes.
-    if tiling.split > 1 and (ctas > device.num_sms or steps < 4 * tiling.split):
+    if not suits(device, tiling, tiles=out_n // tiling.block_n, K=K):
         return None
     return deepest(device, tiling, M=M, gated=gated)
+
+
+def suits(device: DeviceSpec, tiling: Tiling, *, tiles: int, K: int) -> bool:
+    """Whether there is depth to share, if a tiling shares it.
+
+    CTAs do where tiles alone are too few, and to save more than adding takes.
+
+    Args:
+        device: What the call runs on.
+        tiling: A tiling.
+        tiles: Of the result.
+        K: Depth.
+    """
+    split, steps = tiling.split, K // tiling.block_k
+    return split == 1 or (tiles * split <= device.num_sms and steps >= 4 * split)
 
 
 def deepest(device: DeviceSpec, tiling: Tiling, *, M: int, gated: bool) -> Config | None:

@@ -1,7 +1,7 @@
 """Which implementation of `rope_kv_write` is tried first, and whether the projection joins it."""
 
 from jaxinfer.pallas_kernels.device import DeviceSpec
-from jaxinfer.pallas_kernels.matmul.config import Tiling, deepest, with_room
+from jaxinfer.pallas_kernels.matmul.config import Tiling, deepest, suits, with_room
 from jaxinfer.pallas_kernels.matmul.rotation import Heads
 from jaxinfer.pallas_kernels.matmul.shape import Config
 
@@ -12,11 +12,11 @@ WITH_PROJECTION = ("separate", "mosaic")
 # Its tilings that compete, by name: how many CTAs share the depth of a head, and the most that the
 # weights in the ring take, KiB (0: as many as fit).
 ONE_LAUNCH = {"x1": (1, 0), "x1-r96": (1, 96), "x2": (2, 0), "x2-r96": (2, 96)}
-PREFERRED_TILING = "x1"
+PREFERRED_TILINGS = ("x2-r96", "x1")  # the first that suits
 
 
 def one_launch_config(
-    device: DeviceSpec, heads: Heads, *, M: int, tiling: str = PREFERRED_TILING
+    device: DeviceSpec, heads: Heads, *, M: int, D: int, tiling: str | None = None
 ) -> Config | None:
     """Tiling of the projection's kernel where it rotates and writes too; None where none fits.
 
@@ -24,12 +24,21 @@ def one_launch_config(
         device: What the call runs on.
         heads: What the columns of the product are; a tile is a head.
         M: Tokens.
-        tiling: Of `ONE_LAUNCH`.
+        D: Depth of the product.
+        tiling: Of `ONE_LAUNCH`; None: the first of `PREFERRED_TILINGS` that suits.
     """
-    split, ring_kib = ONE_LAUNCH[tiling]
-    if split > 1 and (heads.N + 2 * heads.K) * split > device.num_sms:
-        return None  # heads alone keep memory busy
+    names = PREFERRED_TILINGS if tiling is None else (tiling,)
+    fitting = (_fit(device, heads, *ONE_LAUNCH[name], M=M, D=D) for name in names)
+    return next((config for config in fitting if config is not None), None)
+
+
+def _fit(
+    device: DeviceSpec, heads: Heads, split: int, ring_kib: int, *, M: int, D: int
+) -> Config | None:
     wanted = Tiling(heads.bank, 64, split=split, ring_kib=ring_kib)
+    # CTAs share the depth of a head under the same conditions as that of any tile.
+    if not suits(device, wanted, tiles=heads.N + 2 * heads.K, K=D):
+        return None
     gated = heads.banks == 2  # as many weights as with a gate
     config = deepest(device, wanted, M=M, gated=gated)
     # A norm or not: tilings that depended on it would be measured apart.

@@ -123,7 +123,7 @@ def project_rope_write(
             raise ValueError(
                 f"config.block_n must be {heads.bank} for head_dim {H}; got {config.block_n}"
             )
-        tiling = configs_of_rope.one_launch_config(current_device(), heads, M=B)
+        tiling = configs_of_rope.one_launch_config(current_device(), heads, M=B, D=weight.shape[0])
         choice = configs.Choice(order=("mosaic",), config=tiling)
         queries, (keys, values) = run_mosaic(
             x, weight, bias, None, None, rotation, transposed=False, gate=None, config=config,

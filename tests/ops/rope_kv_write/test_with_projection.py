@@ -197,7 +197,7 @@ def test_lowers(h100, B, N, K, H, D, normed):
 @pytest.mark.parametrize("tiling", ONE_LAUNCH)
 def test_heads_that_keep_memory_busy_are_not_shared(h100, tiling):
     """CTAs that share a depth are for few heads."""
-    config = one_launch_config(h100, Heads(32, 32, 128), M=1, tiling=tiling)
+    config = one_launch_config(h100, Heads(32, 32, 128), M=1, D=4096, tiling=tiling)
     assert (config is None) == tiling.startswith("x2")
 
 
@@ -205,7 +205,7 @@ def test_heads_that_keep_memory_busy_are_not_shared(h100, tiling):
 @pytest.mark.parametrize("spec", cases([spec for spec in SPECS if spec.B == 8]))
 def test_tilings_that_compete_lower(h100, spec, tiling):
     heads = Heads(spec.N, spec.K, spec.H)
-    config = one_launch_config(h100, heads, M=spec.B, tiling=tiling)
+    config = one_launch_config(h100, heads, M=spec.B, D=spec.D, tiling=tiling)
     options: Any = {"num_heads": spec.N, "implementation": "mosaic", "config": config}
     call = functools.partial(project_rope_write, **options, **norms(spec.H))
     text = plgpu.lower_for_cuda(call, *shapes_of(make_inputs, spec), spec=h100)
@@ -216,7 +216,9 @@ def test_tilings_that_compete_lower(h100, spec, tiling):
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_tilings_that_compete_agree(hopper, spec, tiling):
     given = inputs(make_inputs, spec, 1)
-    config = one_launch_config(H100, Heads(spec.N, spec.K, spec.H), M=spec.B, tiling=tiling)
+    config = one_launch_config(
+        H100, Heads(spec.N, spec.K, spec.H), M=spec.B, D=spec.D, tiling=tiling
+    )
     agree(run(hopper, given, spec.N, config=config), want(given, spec.N), spec.dtype)
 
 
