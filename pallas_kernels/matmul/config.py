@@ -12,7 +12,7 @@ BUCKETS = (1, 8, 16, 32, 64, 128)  # of M: measured at these, and each stands fo
 MAX_ROWS = BUCKETS[-1]
 # Most sums of a thread: of its 232 registers some hold addresses, and squares up to 64 for a norm.
 _ACCUMULATORS = 144
-_LARGE = 16 << 20  # bytes of a weight from which reading it, not launching, decides
+LARGE = 16 << 20  # bytes of a weight from which reading it, not launching, decides
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def heuristic(
         return Choice(order=("xla",), config=None)
     # Up to 8 tokens the two are within 9 % of each other, either way: only a measurement prefers
     # the kernel. Beyond, XLA's own kernels fall behind (measured at 64 tokens).
-    first = M > 8 and not transposed and 2 * K * N >= _LARGE
+    first = M > 8 and not transposed and 2 * K * N >= LARGE
     config = heuristic_config(device, M=M, K=K, N=N, gated=gated)
     return Choice(order=("mosaic", "xla") if first else ("xla",), config=config)
 

@@ -1,18 +1,37 @@
 """Which implementation of `rope_kv_write` is tried first, and whether the projection joins it."""
 
 from jaxinfer.pallas_kernels.device import DeviceSpec
-from jaxinfer.pallas_kernels.matmul.config import Tiling, deepest, suits, with_room
-from jaxinfer.pallas_kernels.matmul.rotation import Heads
+from jaxinfer.pallas_kernels.matmul.config import LARGE, Tiling, deepest, suits, with_room
+from jaxinfer.pallas_kernels.matmul.rotation import HEAD_DIMS, MAX_TOKENS, Heads
 from jaxinfer.pallas_kernels.matmul.shape import Config
 
 PREFERRED = ("mosaic", "xla")
-# The kernel that does both is taken by name alone until it has been measured on a GPU.
-WITH_PROJECTION = ("separate", "mosaic")
 
-# Its tilings that compete, by name: how many CTAs share the depth of a head, and the most that the
-# weights in the ring take, KiB (0: as many as fit).
+# Of one launch for both, tilings that compete, by name: how many CTAs share the depth of a head, and
+# the most that the weights in the ring take, KiB (0: as many as fit).
 ONE_LAUNCH = {"x1": (1, 0), "x1-r96": (1, 96), "x2": (2, 0), "x2-r96": (2, 96)}
-PREFERRED_TILINGS = ("x2-r96", "x1")  # the first that suits
+_SHARED = "x2-r96"
+PREFERRED_TILINGS = (_SHARED, "x1")  # the first that suits
+
+
+def with_projection(device: DeviceSpec, heads: Heads, *, M: int, D: int) -> tuple[str, ...]:
+    """In which order one launch for both, and an op each, are tried.
+
+    One launch comes first where two CTAs share the depth of a head and the weight is large: steps of
+    the Llama-3-8B shape are faster so on an H200. Where heads alone keep memory busy the product
+    loses more than the rotation takes, and of small weights no gain was seen.
+
+    Args:
+        device: What the call runs on.
+        heads: What the columns of the product are.
+        M: Tokens.
+        D: Depth of the product.
+    """
+    large = 2 * D * (heads.N + 2 * heads.K) * heads.H >= LARGE
+    able = device.is_hopper and M <= MAX_TOKENS and heads.H in HEAD_DIMS
+    if large and able and one_launch_config(device, heads, M=M, D=D, tiling=_SHARED) is not None:
+        return ("mosaic", "separate")
+    return ("separate", "mosaic")
 
 
 def one_launch_config(

@@ -13,7 +13,7 @@ from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import check, matmul, run_mosaic
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm
-from jaxinfer.pallas_kernels.matmul.rotation import MAX_TOKENS, Rotation
+from jaxinfer.pallas_kernels.matmul.rotation import HEAD_DIMS, MAX_TOKENS, Heads, Rotation
 from jaxinfer.pallas_kernels.rope_kv_write import config as configs_of_rope
 from jaxinfer.pallas_kernels.rope_kv_write.api import check_shapes, rope_kv_write
 
@@ -59,9 +59,10 @@ def project_rope_write(
         k_norm: RMSNorm of every key head; there must be one if there is one for queries.
         implementation: `"mosaic"` is one launch; `"separate"` an op each, as it chooses;
             `"xla"` all in plain JAX; or several in order. None: `"separate"` where somebody forces
-            an implementation of one of these ops, else the first of `config.WITH_PROJECTION`
-            that can serve.
-        config: Tiling of the product, as for `matmul`; `block_n` must be H/2, or 64 if that is H.
+            an implementation of one of these ops or gives a tiling, else the first of
+            `config.with_projection` that can serve.
+        config: Tiling of the product, as for `matmul`; in one launch `block_n` must be H/2, or 64 if
+            that is H.
 
     Returns:
         Rotated queries `[B, 1, N, H]`, and both pools with the new tokens.
@@ -118,7 +119,6 @@ def project_rope_write(
             cos=cos[:, 0], sin=sin[:, 0], page=page, slot=slot, k_pages=k_pages, v_pages=v_pages,
             num_heads=num_heads, q_norm=q_norm, k_norm=k_norm,
         )  # fmt: skip
-        heads = rotation.heads
         if config is not None and config.block_n != heads.bank:
             raise ValueError(
                 f"config.block_n must be {heads.bank} for head_dim {H}; got {config.block_n}"
@@ -134,9 +134,11 @@ def project_rope_write(
     candidates = {
         "mosaic": mosaic, "separate": separate, "xla": functools.partial(separate, "xla"),
     }  # fmt: skip
-    if implementation is None and any(is_forced(op) for op in _OPS):
+    if implementation is None and (config is not None or any(is_forced(op) for op in _OPS)):
         implementation = "separate"
-    return choose(NAME, implementation, candidates, configs_of_rope.WITH_PROJECTION)
+    heads = Heads(num_heads, K, H)
+    order = configs_of_rope.with_projection(current_device(), heads, M=B, D=weight.shape[0])
+    return choose(NAME, implementation, candidates, order)
 
 
 def _places(page_table, start, num_tokens, *, page_size: int) -> tuple[jax.Array, jax.Array]:
@@ -155,5 +157,6 @@ def _check_one_launch(*, tokens: int, head_dim: int) -> None:
         raise refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
     if tokens > MAX_TOKENS:
         raise refuse(f"{tokens} tokens with their projection", f"1 to {MAX_TOKENS}")
-    if head_dim not in (64, 128, 256):
-        raise refuse(f"head_dim {head_dim} with the projection", "64, 128, 256")
+    if head_dim not in HEAD_DIMS:
+        known = ", ".join(str(width) for width in HEAD_DIMS)
+        raise refuse(f"head_dim {head_dim} with the projection", known)

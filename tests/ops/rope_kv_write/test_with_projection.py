@@ -248,11 +248,35 @@ def test_one_launch_needs_hopper():
         project_rope_write(*arrays(1, 1, 1, 128, 64), num_heads=1, implementation="mosaic")
 
 
+@pytest.mark.parametrize(("sizes", "order"), [
+    ((1, 32, 8, 128, 4096), "mosaic"),
+    ((1, 32, 32, 128, 4096), "separate"),  # heads enough
+    ((17, 32, 8, 128, 4096), "separate"),
+    ((8, 9, 3, 64, 576), "separate"),  # a small weight
+    ((1, 40, 8, 80, 5120), "separate"),
+])  # fmt: skip
+def test_one_launch_is_chosen_where_it_pays(h100, sizes, order):
+    B, N, K, H, D = sizes
+    with_projection = functools.partial(config.with_projection, M=B, D=D)
+    assert with_projection(h100, Heads(N, K, H))[0] == order
+    assert with_projection(CPU, Heads(N, K, H))[0] == "separate"
+
+
+def test_a_tiling_is_for_the_product_alone(h100):
+    shapes = jax.eval_shape(lambda: arrays(1, 32, 8, 128, 4096))
+    tiling = Config(block_n=128, block_k=64)
+    jax.eval_shape(functools.partial(project_rope_write, num_heads=32), *shapes)
+    assert choices()["project_rope_write"].implementation == "mosaic"
+    call = functools.partial(project_rope_write, num_heads=32, config=tiling)
+    jax.eval_shape(call, *shapes)
+    assert choices()["project_rope_write"].implementation == "separate"
+
+
 @pytest.mark.parametrize("op", ["matmul", "add_rms_norm", "rope_kv_write"])
 def test_each_of_the_ops_can_be_switched_off(h100, monkeypatch, op):
     """Then all are calls of their own, so that a benchmark shows what one is worth."""
-    monkeypatch.setattr(config, "WITH_PROJECTION", ("mosaic", "separate"))
-    given = arrays(1, 2, 1, 128, 128)
+    monkeypatch.setattr(config, "LARGE", 0)
+    given = arrays(1, 2, 1, 128, 512)
     jax.eval_shape(lambda: project_rope_write(*given, num_heads=2))
     assert choices()["project_rope_write"].implementation == "mosaic"
     with force_implementation("xla", op=op):
