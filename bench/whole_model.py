@@ -35,6 +35,7 @@ _WITHOUT = "dispatch-no-"
 _SEPARATE = {
     "dispatch-separate-norms": "add_rms_norm=mosaic",
     "dispatch-joined-rope": "project_rope_write=mosaic",
+    "dispatch-separate-rope": "project_rope_write=separate",
 }
 ABLATIONS = (
     *(_WITHOUT + op for op in ("matmul", "decode_attention", "rope_kv_write", "add_rms_norm")),

@@ -26,7 +26,7 @@ from bench.whole_model import (
 
 _NEW_TOKENS = 129  # the first comes from the prefill
 _WARM = 16
-_JOINED = ("dispatch-joined-rope",)
+_ROPE = ("dispatch-joined-rope", "dispatch-separate-rope")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,8 @@ class DecodeCase:
 def cases() -> list[DecodeCase]:
     """SmolLM2; the 8B shape in batches, ragged and long; the 7B shape of the papers."""
     return [
-        *(DecodeCase(model="smollm2-135m", B=B, S=1024, others=_JOINED) for B in (1, 8, 64)),
-        DecodeCase(model="llama-3-8b", B=1, S=1024, others=_JOINED),
+        *(DecodeCase(model="smollm2-135m", B=B, S=1024, others=_ROPE) for B in (1, 8, 64)),
+        DecodeCase(model="llama-3-8b", B=1, S=1024, others=_ROPE),
         DecodeCase(model="llama-3-8b", B=8, S=1024, others=ABLATIONS),
         DecodeCase(model="llama-3-8b", B=64, S=1024),
         DecodeCase(model="llama-3-8b", B=16, S=8192, ragged=True, rows=16),
