@@ -1,4 +1,7 @@
-"""Modelled time of sequence-parallel attention over a schedule. Nothing here is measured."""
+"""Modelled time of sequence-parallel attention over a schedule.
+
+The model counts; the rates that it counts with are given, and some of them were measured.
+"""
 
 import dataclasses
 
@@ -23,6 +26,8 @@ class Workload:
         causal: Half of the work, shared out evenly (zigzag placement).
         flops_per_s: Rate that the attention kernel reaches, not the peak.
         step_overhead_s: Launch and merge, once per attention call.
+        part_s_per_element: What an output element costs once more with each further part of the
+            keys that it is merged from, beside the part's operations.
 
     Raises:
         ValueError: If a count is below 1, a rate not finite and positive, or K does not divide N.
@@ -37,6 +42,7 @@ class Workload:
     causal: bool = False
     flops_per_s: float = 600e12
     step_overhead_s: float = 10e-6
+    part_s_per_element: float = 0.0
 
     def __post_init__(self) -> None:
         for field in ("tokens_per_rank", "num_heads", "num_kv_heads", "head_dim", "batch"):
@@ -44,6 +50,7 @@ class Workload:
         positive("bytes_per_element", self.bytes_per_element)
         positive("flops_per_s", self.flops_per_s)
         positive("step_overhead_s", self.step_overhead_s, zero=True)
+        positive("part_s_per_element", self.part_s_per_element, zero=True)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads must be a multiple of num_kv_heads; "
@@ -61,6 +68,12 @@ class Workload:
         """Seconds of attention of one rank's queries over one rank's keys (q·k and p·v)."""
         cells = self.batch * self.tokens_per_rank**2 * self.num_heads
         return 4 * cells * self.head_dim / self.flops_per_s / (2 if self.causal else 1)
+
+    @property
+    def part_s(self) -> float:
+        """Seconds that one more part costs all of a rank's outputs."""
+        elements = self.batch * self.tokens_per_rank * self.num_heads * self.head_dim
+        return elements * self.part_s_per_element
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +114,8 @@ def predict(
     link, all that a rank sends or receives within its node over its port, and all that it sends
     or receives from other nodes over its network card. Computation counts floating-point
     operations at a fixed rate. For a ring within one node the ratio of computation to
-    communication therefore tends to (S/n)·(N/K)·bandwidth/rate, half of it when causal.
+    communication therefore tends to (S/n)·(N/K)·bandwidth/rate, half of it when causal. What
+    the longer of the two does not hide of the shorter is added (`Topology.hidden`).
 
     Args:
         destination: [steps, n, lanes] as in `Schedule`.
@@ -123,13 +137,28 @@ def predict(
         )
     piece_bytes = workload.block_bytes / pieces_per_rank
     communication = tuple(_exchange_s(step, topology, piece_bytes) for step in destination)
-    step_s = workload.block_s * lanes / pieces_per_rank + workload.step_overhead_s
+    step_s = workload.block_s * lanes / pieces_per_rank
+    step_s += workload.step_overhead_s + workload.part_s
     computation = (workload.block_s + workload.step_overhead_s, *[step_s] * steps)
-    hidden = sum(max(pair) for pair in zip(communication, computation[:-1], strict=True))
+    return overlapped(communication, computation, hidden=topology.hidden)
+
+
+def overlapped(
+    communication: tuple[float, ...], computation: tuple[float, ...], *, hidden: float
+) -> Prediction:
+    """Exchange t beside attention t; the last attention runs alone.
+
+    Args:
+        communication: Seconds of each exchange.
+        computation: Of each attention call, one more.
+        hidden: As in `Topology`.
+    """
+    pairs = zip(communication, computation[:-1], strict=True)
+    beside = sum(max(pair) + (1 - hidden) * min(pair) for pair in pairs)
     return Prediction(
         communication_s=communication,
         computation_s=computation,
-        total_s=hidden + computation[-1],
+        total_s=beside + computation[-1],
     )
 
 

@@ -1,10 +1,11 @@
 """Attention over a sequence that is sharded over the devices, by schedule and transport.
 
 One row is a call of the whole group, by the clock of the host. `xla-all_gather` is the baseline:
-XLA's all-gather of all keys and values, then the same attention, and nothing beside it. `dispatch`
-is what the cost model takes, `ring-cudnn` the ring with cuDNN for its local attention. Rows of a
-schedule also have the time of its exchanges alone, of its attention alone, and the share of the
-shorter one that the longer one hides; all have the gain over the plain ring and over the baseline.
+XLA's all-gather of all keys and values, then attention, and nothing beside it. `dispatch` is what
+the cost model takes. Each attends by the kernels that serve its calls, which need not be the same:
+`ring-cudnn` is the ring with cuDNN, to be compared where the baseline has that. Rows also have the
+time of the exchanges alone, of the attention alone, the share of the shorter one that the longer
+one hides, and the gain over the plain ring and over the baseline.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported, choices
 from jaxinfer.sharding.kinds import build
 from jaxinfer.sharding.schedule import Schedule
+from jaxinfer.sharding.sequence_parallel import heads_gather
 from jaxinfer.sharding.sequence_parallel.exchange import EXCHANGES
 from jaxinfer.sharding.sequence_parallel.placement import Placement, place
 from jaxinfer.sharding.sequence_parallel.ring import plan_for, ring_attention
@@ -67,6 +69,11 @@ class _Way:
         if self.kind != "all_gather":
             return build(self.kind, n)
         return build(self.kind, n, pieces=self.pieces or (2 if num_kv_heads % 2 == 0 else 1))
+
+    @property
+    def name(self) -> str:
+        """Of one that is not in the table."""
+        return f"{self.kind}-{self.transport}" + f"-{self.pieces}" * (self.pieces > 0)
 
 
 # Those that a number of devices does not have are reported as such.
@@ -157,7 +164,7 @@ class RingCase:
                 "ring_attention", implementation, f"{jax.device_count()} devices",
                 f"{max(self.n, 2)} or more",
             )  # fmt: skip
-        name = self._planned() if implementation == "dispatch" else implementation
+        name = self.planned if implementation == "dispatch" else implementation
         timed = _timed(self, name, repeats)
         median = timed.median("call")
         extra = {"devices": self.n, "tokens_per_s": self.n * self.T * 1e6 / median}
@@ -174,29 +181,37 @@ class RingCase:
             implementation=name if implementation == "dispatch" else timed.local,
         )  # fmt: skip
 
-    def _planned(self) -> str:
-        """The way that the cost model takes."""
+    def way(self, name: str) -> _Way:
+        """One of the table, or the cost model's."""
+        return _WAYS.get(name, self._plan)
+
+    @property
+    def planned(self) -> str:
+        """Name of the way that the cost model takes."""
+        plan = self._plan
+        wanted = plan.schedule(self.n, self.K)
+        for name, way in _WAYS.items():
+            if (way.kind, way.transport, way.local) != (plan.kind, plan.transport, None):
+                continue
+            if way.schedule(self.n, self.K).pieces_per_rank == wanted.pieces_per_rank:
+                return name
+        return plan.name
+
+    @property
+    def _plan(self) -> _Way:
         chosen = plan_for(
             self.n, (1, self.T, self.N, self.H), self.K, jnp.dtype(self.dtype).itemsize,
             schedule=None, transport=None, topology=None, placement=self.placement,
             is_causal=self.is_causal,
         )  # fmt: skip
-        kind, transport, pieces = (
-            chosen.schedule.name, chosen.transport, chosen.schedule.pieces_per_rank
-        )  # fmt: skip
-        for name, way in _WAYS.items():
-            same = way.transport == transport and way.local is None and way.kind == kind
-            if same and way.schedule(self.n, self.K).pieces_per_rank == pieces:
-                return name
-        raise NotSupported(
-            "ring_attention", "dispatch", f"the choice {kind}-{transport} in {pieces} pieces",
-            ", ".join(_WAYS),
-        )  # fmt: skip
+        kind = chosen.schedule.name
+        pieces = chosen.schedule.pieces_per_rank if kind == "all_gather" else 0
+        return _Way(kind=kind, transport=chosen.transport, pieces=pieces)
 
 
-def _same_before(name: str, schedule: Schedule, n: int, num_kv_heads: int) -> str:
+def _same_before(name: str, way: _Way, n: int, num_kv_heads: int) -> str:
     """A way before this one that sends the same pieces by the same transport; empty: none."""
-    way = _WAYS[name]
+    schedule = way.schedule(n, num_kv_heads)
     for earlier, other in _WAYS.items():
         if earlier == name:
             break
@@ -220,7 +235,8 @@ class _Timed:
         error: Of the result.
         compile_s: Of the call.
         local: The last local attention that was traced.
-        times: µs of the call, and of schedules the exchanges and the attention alone.
+        times: µs of the call, and but for one with a named local attention, of the exchanges and
+            the attention alone.
     """
 
     error: float
@@ -259,14 +275,14 @@ def _measure(case: RingCase, name: str, repeats: int) -> _Timed:
 
 
 def _programs(case: RingCase, name: str) -> dict[str, Compiled]:
-    """What is timed of a way: the call, and of schedules the exchanges and the attention alone."""
-    way = _WAYS[name]
+    """What is timed of a way: the call, its exchanges alone, its attention alone."""
+    way = case.way(name)
     refuse = functools.partial(NotSupported, "ring_attention", name)
     try:
         schedule = way.schedule(case.n, case.K)
     except ValueError as error:
         raise refuse(f"{case.n} devices ({error})", "others") from None
-    same = _same_before(name, schedule, case.n, case.K)
+    same = _same_before(name, way, case.n, case.K)
     if same:
         raise refuse(f"{case.n} devices, where it is {same}", "more devices")
     ours = functools.partial(
@@ -276,12 +292,17 @@ def _programs(case: RingCase, name: str) -> dict[str, Compiled]:
 
     def computation(*arrays: jax.Array) -> jax.Array:
         """The attention of the same steps, on pieces that need not be fetched."""
-        with mock.patch.dict(EXCHANGES, {way.transport: _no_exchange}):
+        if way.transport == "all_gather":
+            absent: Any = mock.patch.object(heads_gather, "gather", _no_gather)
+        else:
+            absent = mock.patch.dict(EXCHANGES, {way.transport: _no_exchange})
+        with absent:
             return ours(*arrays)
 
     functions: dict[str, Callable[..., Any]] = {"call": ours}
-    if way.transport in EXCHANGES and way.local is None:
-        functions["communication"] = functools.partial(_exchanges, schedule, way.transport)
+    if way.local is None:
+        alone = _gathers if way.transport == "all_gather" else _exchanges
+        functions["communication"] = functools.partial(alone, schedule, way.transport)
         functions["computation"] = computation
     arrays, _ = _data(case)
     compiled = compile_all(
@@ -340,6 +361,23 @@ def _exchanges(
         pieces = lax.optimization_barrier(EXCHANGES[transport](schedule, step, own, pieces, _AXIS))
         total = total + pieces.ravel()[0].astype(jnp.float32)
     return jnp.broadcast_to(total, query.shape[:2])
+
+
+def _gathers(
+    schedule: Schedule, _: str, query: jax.Array, key: jax.Array, value: jax.Array
+) -> jax.Array:
+    """All groups of heads without attention; something of each."""
+    total = jnp.zeros((), jnp.float32)
+    for group in jnp.split(jnp.stack([key, value]), schedule.pieces_per_rank, axis=3):
+        gathered = lax.optimization_barrier(heads_gather.gather(group, _AXIS))
+        total = total + gathered.ravel()[0].astype(jnp.float32)
+    return jnp.broadcast_to(total, query.shape[:2])
+
+
+def _no_gather(group: jax.Array, axis_name: Any) -> jax.Array:
+    """The shape of what a gather brings, out of what is here."""
+    n = lax.axis_size(axis_name)
+    return jnp.stack([jnp.roll(group, rank, axis=-2) for rank in range(n)])
 
 
 def _no_exchange(

@@ -43,14 +43,19 @@ def gather_heads(
     groups = jnp.split(jnp.stack([key, value]), stages, axis=3)
     queries = jnp.split(query, stages, axis=2)
     parts: list[Part] = []
-    arriving = lax.all_gather(groups[0], axis_name)
+    arriving = gather(groups[0], axis_name)
     for stage in range(stages):
         gathered = arriving
         if stage + 1 < stages:
-            arriving = lax.all_gather(groups[stage + 1], axis_name)
+            arriving = gather(groups[stage + 1], axis_name)
         parts.append(_attend(local, queries[stage], gathered))
     out, lse = (jnp.concatenate(x, axis=2) for x in zip(*parts, strict=True))
     return out, lse
+
+
+def gather(group: jax.Array, axis_name: Axis) -> jax.Array:
+    """`[n, ...]` a group of all ranks."""
+    return lax.all_gather(group, axis_name)
 
 
 def _attend(local: Local, query: jax.Array, gathered: jax.Array) -> Part:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jaxinfer.sharding.all_gather import all_gather
 from jaxinfer.sharding.choose import TIE, candidates
-from jaxinfer.sharding.cost import Prediction, Workload, predict
+from jaxinfer.sharding.cost import Prediction, Workload, overlapped, predict
 from jaxinfer.sharding.kinds import build
 from jaxinfer.sharding.schedule import Schedule
 from jaxinfer.sharding.topology import Topology
@@ -57,15 +57,16 @@ def plan(
             0.12, is never chosen, only taken.
         chunks: Choose only schedules that can cut each of so many chunks of a rank's tokens into
             equal pieces; None: tokens can be padded to fit any. One asked for is taken as it is.
-        masks_differ: As in `predict_transport`.
+        masks_differ: As in `predict_transport`. Several pieces per rank are then not chosen: only
+            whole stripes have masks without an offset, which the fast implementations need.
 
     Returns:
         The plan with the predictions behind it.
 
     Raises:
-        ValueError: If a name is unknown, the schedule is for another number of ranks, or
-            `all_gather` is to carry another schedule than an `all_gather` whose number of pieces
-            divides K.
+        ValueError: If a name is unknown, the schedule is for another number of ranks or is not
+            exact (`Schedule.validate`), or `all_gather` is to carry another schedule than an
+            `all_gather` whose number of pieces divides K.
 
     Example:
         >>> from jaxinfer.sharding.topology import h100_nvswitch, mi300x_tasp
@@ -77,7 +78,7 @@ def plan(
         all_gather all_to_all
     """
     _check_transport(transport)
-    options = _options(topology, workload, schedule, transport, chunks)
+    options = _options(topology, workload, schedule, transport, chunks, masks_differ)
     predictions: dict[tuple[str, Transport], Prediction] = {
         (option.name, carrier): predict_transport(
             option, carrier, topology, workload, masks_differ=masks_differ
@@ -102,15 +103,20 @@ def _options(
     schedule: Schedule | str | None,
     transport: Transport | None,
     chunks: int | None,
+    masks_differ: bool,
 ) -> list[tuple[Schedule, Transport]]:
     """What may be chosen, the simplest to run first."""
     n = topology.num_ranks
     if isinstance(schedule, str):
-        by_heads = schedule == "all_gather" and transport == "all_gather"
-        schedule = _by_heads(n, workload) if by_heads else build(schedule, n)
+        if schedule == "all_gather" and transport == "all_gather":
+            schedule = _by_heads(topology, workload, masks_differ)
+        else:
+            per_node = topology.ranks_per_node if schedule == "multinode" else None
+            schedule = build(schedule, n, ranks_per_node=per_node)
     if schedule is not None:
         if schedule.num_ranks != n:
             raise ValueError(f"schedule {schedule.name!r} has {schedule.num_ranks} ranks; got {n}")
+        schedule.validate()
         if transport is not None:
             if transport == "all_gather":
                 check_heads(schedule, workload.num_kv_heads)
@@ -119,21 +125,29 @@ def _options(
     carriers = _CHOSEN if transport is None else (transport,)
     found: list[tuple[Schedule, Transport]] = []
     for option in candidates(topology).values():
+        if masks_differ and option.pieces_per_rank > 1:
+            continue
         # The ring stays in any case: what no schedule fits is for the caller to pad.
         multiple = (chunks or 1) * option.pieces_per_rank
         any_length = chunks is None or option.pieces_per_rank == 1
         if any_length or workload.tokens_per_rank % multiple == 0:
             found.extend((option, carrier) for carrier in carriers if carrier != "all_gather")
     if (transport in (None, "all_gather") and n > 1) or transport == "all_gather":
-        found.append((_by_heads(n, workload), "all_gather"))
+        found.append((_by_heads(topology, workload, masks_differ), "all_gather"))
     return found
 
 
-def _by_heads(num_ranks: int, workload: Workload) -> Schedule:
-    """All-gather of one group of KV heads after the other, in up to n - 1 groups."""
-    heads = workload.num_kv_heads
-    groups = [m for m in range(1, max(num_ranks, 2)) if heads % m == 0]
-    return all_gather(num_ranks, max(groups))
+def _by_heads(topology: Topology, workload: Workload, masks_differ: bool) -> Schedule:
+    """All-gather of one group of KV heads after the other, in the best number up to n - 1."""
+    n, heads = topology.num_ranks, workload.num_kv_heads
+    options = [all_gather(n, m) for m in range(1, max(n, 2)) if heads % m == 0]
+
+    def modelled(option: Schedule) -> float:
+        return predict_transport(
+            option, "all_gather", topology, workload, masks_differ=masks_differ
+        ).total_s
+
+    return min(options, key=modelled)
 
 
 def check_heads(schedule: Schedule, num_kv_heads: int) -> None:
@@ -189,13 +203,14 @@ def predict_transport(
     m = schedule.pieces_per_rank
     prediction = predict(schedule.destination, m, topology, workload)
     own, *others = prediction.computation_s
-    more_calls_s = (lanes - 1) * workload.step_overhead_s if masks_differ else 0.0
+    another_s = workload.step_overhead_s + workload.part_s
+    more_calls_s = (lanes - 1) * another_s if masks_differ else 0.0
     computation = (own, *(seconds + more_calls_s for seconds in others))
     if transport == "ppermute":
         alone = schedule.destination.transpose(0, 2, 1).reshape(steps * lanes, n, 1)
         times = predict(alone, m, topology, workload).communication_s
         communication = tuple(sum(times[t * lanes : (t + 1) * lanes]) for t in range(steps))
-        return _overlapped(communication, computation)
+        return overlapped(communication, computation, hidden=topology.hidden)
     if transport == "collective_group":
         return Prediction(
             communication_s=prediction.communication_s,
@@ -205,23 +220,16 @@ def predict_transport(
     every_link = all_gather(n, steps).destination if steps else schedule.destination
     together = predict(every_link, m, topology, workload)
     if transport == "all_to_all" or not steps:
-        return _overlapped(together.communication_s, computation)
+        return overlapped(together.communication_s, computation, hidden=topology.hidden)
     calls = n if masks_differ else 4 if workload.causal else 1
+    # In zigzag both chunks have two parts; of a causal mask over one chunk nothing is known here.
+    parts = n - 1 if masks_differ else 1 if workload.causal else 0
     group_s = workload.block_s * n / m + workload.step_overhead_s * calls
+    group_s += workload.part_s * parts / m
     waiting = together.communication_s[0]
-    hidden = _overlapped(together.communication_s[1:], (group_s,) * m)
+    beside = overlapped(together.communication_s[1:], (group_s,) * m, hidden=topology.hidden)
     return Prediction(
         communication_s=together.communication_s,
-        computation_s=hidden.computation_s,
-        total_s=waiting + hidden.total_s,
-    )
-
-
-def _overlapped(communication: tuple[float, ...], computation: tuple[float, ...]) -> Prediction:
-    """Exchange t beside attention t; the last attention runs alone."""
-    hidden = sum(max(pair) for pair in zip(communication, computation[:-1], strict=True))
-    return Prediction(
-        communication_s=communication,
-        computation_s=computation,
-        total_s=hidden + computation[-1],
+        computation_s=beside.computation_s,
+        total_s=waiting + beside.total_s,
     )

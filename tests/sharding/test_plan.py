@@ -1,13 +1,19 @@
 """The choice of schedule and transport by modelled time."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxinfer.sharding import TOPOLOGIES, Schedule, Topology, Workload, build, plan
 from jaxinfer.sharding.sequence_parallel.plan import Transport, predict_transport
+from jaxinfer.sharding.sequence_parallel.ring import plan_for
+from tests.paths import REPOSITORY
+
+RESULTS = REPOSITORY / "bench" / "results"
 
 WORK = Workload(tokens_per_rank=840, num_heads=8, num_kv_heads=8, head_dim=64)
 BARE = Topology(
@@ -101,6 +107,33 @@ def test_never_slower_than_the_ring_it_replaces(name, n, tokens, kv_heads, causa
         assert tokens % chosen.schedule.pieces_per_rank == 0 or chosen.schedule.name == "ring"
 
 
+def test_stripes_are_not_cut():
+    """A piece of a stripe needs an offset, and then the slowest implementation."""
+    for n in (3, 4, 8):
+        for tokens in (256, 1680, 2624):
+            work = dataclasses.replace(WORK, tokens_per_rank=tokens, causal=True)
+            chosen = plan(TOPOLOGIES["mi300x-mesh"](n), work, masks_differ=True)
+            assert chosen.transport == "all_gather" or chosen.schedule.pieces_per_rank == 1
+    named = plan(TOPOLOGIES["mi300x-mesh"](8), WORK, schedule="xor", masks_differ=True)
+    assert named.schedule.name == "xor"
+
+
+def test_the_choice_is_what_was_faster_on_two_gpus():
+    """The ring or one gather: the figures of `h200_nvswitch` and its rows must not drift apart."""
+    rows = json.loads((RESULTS / "nvidia_h200" / "ring_attention.json").read_text())
+    times = {(row["case"], row["implementation"]): row["median_us"] for row in rows}
+    cases = sorted({row["case"] for row in rows if " n2 " in row["case"]})
+    assert len(cases) >= 5
+    for case in cases:
+        _, _, tokens, mask = case.split()
+        chosen = plan_for(
+            2, (1, int(tokens[1:]), 32, 128), 8, 2, schedule=None, transport=None, topology=None,
+            placement="zigzag" if mask == "causal" else "contiguous", is_causal=mask == "causal",
+        )  # fmt: skip
+        faster = min(("ring", "xla-all_gather"), key=lambda name: times[case, name])
+        assert chosen.transport == ("ppermute" if faster == "ring" else "all_gather"), case
+
+
 def test_one_rank():
     chosen = plan(TOPOLOGIES["pcie5"](1), WORK)
     assert (chosen.schedule.name, chosen.transport) == ("ring", "ppermute")
@@ -121,11 +154,27 @@ def test_what_is_given_is_taken():
     chosen = plan(topology, WORK, transport="collective_group")
     assert {transport for _, transport in chosen.predictions} == {"collective_group"}
     assert ("ring", "collective_group") not in plan(topology, WORK).predictions
-    by_heads = plan(topology, WORK, schedule="all_gather", transport="all_gather")
-    assert by_heads.schedule.pieces_per_rank == 4  # of 8 KV heads, in fewer groups than ranks
+    short, long = (
+        plan(
+            topology, dataclasses.replace(WORK, tokens_per_rank=tokens),
+            schedule="all_gather", transport="all_gather",
+        ).schedule.pieces_per_rank
+        for tokens in (840, 84_000)
+    )  # fmt: skip
+    # Groups of 8 KV heads, at most 7: a call each, and only the first is waited for.
+    assert (short, long) == (1, 4)
+
+
+def test_a_schedule_that_is_not_exact_is_refused():
+    ring = build("ring", 8)
+    twice = dataclasses.replace(ring, piece=np.broadcast_to(ring.piece[:1], ring.piece.shape))
+    with pytest.raises(ValueError, match="piece 0 visits rank 1 7 times"):
+        plan(TOPOLOGIES["h100-nvswitch"](8), WORK, schedule=twice)
 
 
 def test_several_nodes_have_a_schedule_of_their_own():
+    nodes = TOPOLOGIES["h100-nodes"](16)
+    assert plan(nodes, WORK, schedule="multinode").schedule.name == "multinode"
     chosen = plan(TOPOLOGIES["h100-nodes"](16), dataclasses.replace(WORK, tokens_per_rank=256))
     assert ("multinode", "ppermute") in chosen.predictions
     assert chosen.schedule.num_ranks == 16
