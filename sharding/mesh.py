@@ -57,7 +57,7 @@ def make_mesh(mesh: str | Mesh, devices: Sequence[Any] | None = None) -> Mesh:
 
     Raises:
         ValueError: as in `parse_mesh`; an unknown axis of a mesh; more devices than there are, or,
-            in one program of several processes, fewer.
+            in one program of several processes, fewer, or a mesh without a device of every process.
     """
     if isinstance(mesh, Mesh):
         return _with_all_axes(mesh)
@@ -84,4 +84,10 @@ def _with_all_axes(mesh: Mesh) -> Mesh:
         raise ValueError(f"mesh axes must be among {', '.join(AXES)}; got {unknown[0]!r}")
     order = [mesh.axis_names.index(name) for name in AXES if name in mesh.axis_names]
     shape = tuple(mesh.shape.get(name, 1) for name in AXES)
+    taking_part = {device.process_index for device in mesh.devices.flat}
+    if missing := sorted(set(range(jax.process_count())) - taking_part):
+        raise ValueError(
+            f"mesh has no device of process {missing[0]}; every one of the {jax.process_count()} "
+            "processes of this program must take part"
+        )
     return Mesh(mesh.devices.transpose(order).reshape(shape), AXES)

@@ -1,5 +1,7 @@
 """Meshes by name, and rules from logical axes to them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -80,7 +82,31 @@ def test_rules_that_do_not_fit(axes, rules, message):
         partition_spec(axes, rules)
 
 
-def test_copies_belong_to_one_process(monkeypatch):
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks one of several processes for."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.fixture
+def devices(monkeypatch) -> list[Device]:
+    """Two of each of two processes."""
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    return [Device(number, number // 2) for number in range(4)]
+
+
+def test_copies_belong_to_one_process(devices):
     with pytest.raises(ValueError, match="by one process, and there are 2; got data=2"):
-        model_mesh(Mesh(np.array(jax.devices()[:1] * 2), ("data",)))
+        model_mesh(Mesh(np.array(devices[1:3]), ("data",)))
+
+
+def test_every_process_takes_part(devices):
+    with pytest.raises(ValueError, match=r"'tensor=2' has 2 devices, but the processes .* have 4"):
+        make_mesh("tensor=2", devices)
+    with pytest.raises(ValueError, match="mesh has no device of process 0; every one of the 2"):
+        make_mesh(Mesh(np.array(devices[2:]), ("tensor",)))
+    assert make_mesh(Mesh(np.array(devices[::2]), ("tensor",))).size == 2
