@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from tests.cli.command import REPOSITORY, command
+from tests.sharding.launchers import Launcher, by_hand
 
 LONGEST_S = 120
 # Gloo's threads greet at once, word by word, so that lines may hold parts of several greetings.
@@ -34,26 +35,34 @@ def environment(devices: int) -> dict[str, str]:
     }
 
 
-def one(address: str, number: int, devices: int, *arguments: str) -> subprocess.Popen[str]:
+def one(
+    address: str, number: int, devices: int, *arguments: str, launcher: Launcher = by_hand
+) -> subprocess.Popen[str]:
     """Start one of two processes."""
-    joined = ("--distributed", "--coordinator", address, "--num-processes", "2")
+    options, variables = launcher(address, number)
     return subprocess.Popen(
-        command("generate", *arguments, *joined, "--process-id", str(number)),
-        cwd=REPOSITORY, env=environment(devices), text=True,
+        command("generate", *arguments, "--distributed", *options),
+        cwd=REPOSITORY, env=environment(devices) | variables, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 
 @contextlib.contextmanager
 def two(
-    *arguments: str, devices: int = 1, follower: Sequence[str] | None = None
+    *arguments: str,
+    devices: int = 1,
+    follower: Sequence[str] | None = None,
+    launcher: Launcher = by_hand,
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """Two processes with the same arguments, or others for the second; they end with the block."""
     address = free_address()
     running = [
-        one(address, number, devices, *(arguments if not number or follower is None else follower))
+        one(
+            address, number, devices,
+            *(arguments if not number or follower is None else follower), launcher=launcher,
+        )
         for number in range(2)
-    ]
+    ]  # fmt: skip
     with ended(running):
         yield running
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.cli.command import run, write_tiny_model
 from tests.paths import model_path, needs_model
+from tests.sharding.launchers import by_hand, openmpi, slurm
 from tests.sharding.processes import ended, ends, environment, free_address, one, two, waiting
 
 PROMPTS = ("Hello there", "And")
@@ -44,14 +45,15 @@ def tokens(output: str) -> list[list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("devices", "mesh"),
-    [(1, ()), (4, ()), (4, ("--mesh", "seq=4,tensor=2"))], ids=("two", "eight", "seq"),
-)  # fmt: skip
-def test_greedy_tokens_are_those_of_one_process(model, alone, devices, mesh):
+    ("devices", "mesh", "launcher"),
+    [(1, (), by_hand), (4, (), slurm), (4, ("--mesh", "seq=4,tensor=2"), openmpi)],
+    ids=("two", "eight-slurm", "seq-openmpi"),
+)
+def test_greedy_tokens_are_those_of_one_process(model, alone, devices, mesh, launcher):
     """Over all devices, two or eight; the second process has neither prompts nor options."""
     with two(
         "--model", model, *LENGTH, "20", "--json", *mesh, *PROMPTS,
-        devices=devices, follower=["--model", model],
+        devices=devices, follower=["--model", model], launcher=launcher,
     ) as (first, second):  # fmt: skip
         code, output, errors = ends(first)
         assert code == 0, errors
