@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -83,29 +84,28 @@ class Processes:
         if not self.distributed:
             yield None
             return
-        group: Group | None = None
+        report = functools.partial(_report, debug=debug)
         try:
-            group = self._join()
-            yield group
-            group.finish()
-        except BaseException as error:
-            # Not further: at exit JAX waits for the other processes, and they may wait for us.
-            from jaxinfer.distributed import last_words
+            _keep_stdout()
+            interrupts.work_begins()
+            import jax
 
-            last_words.claim()
-            code = _report(error, debug=debug)
-            if group is not None:
-                with contextlib.suppress(Exception):
-                    group.watch.tell(errors.message(_known(error)))
-            os._exit(code)
+            from jaxinfer.distributed import watched
+            from jaxinfer.distributed.last_words import spoken_on_abort
 
-    def _join(self) -> "Group":
-        _keep_stdout()
-        interrupts.work_begins()
-        from jaxinfer.distributed.last_words import speak_on_abort
+            with spoken_on_abort():
+                self._connect()
+                with watched(self.heartbeat_timeout, report=report) as group:
+                    yield group
+                jax.distributed.shutdown()
+        except BaseException as error:  # before the processes have met, or after they have parted
+            from jaxinfer.distributed.watching import end
+
+            end(error, report)
+
+    def _connect(self) -> None:
         from jaxinfer.distributed.start import initialize
 
-        speak_on_abort()
         initialize(
             coordinator=self.coordinator,
             num_processes=self.num_processes,
@@ -113,9 +113,6 @@ class Processes:
             initialization_timeout_s=self.initialization_timeout,
             heartbeat_timeout_s=self.heartbeat_timeout,
         )
-        from jaxinfer.distributed.group import Group
-
-        return Group(self.heartbeat_timeout)
 
 
 def _keep_stdout() -> None:
@@ -129,20 +126,13 @@ def _keep_stdout() -> None:
     )  # fmt: skip
 
 
-def _report(error: BaseException, *, debug: bool) -> int:
-    """As `main` does, which this error does not reach."""
+def _report(error: BaseException, *, debug: bool) -> tuple[int, str]:
+    """As `main` does, which this error does not reach; and what the others are told."""
+    from jaxinfer.distributed.watching import meaning
+
+    error = meaning(error)
     if isinstance(error, BrokenPipeError):
-        return errors.FAILED
+        return errors.FAILED, errors.message(error)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    return errors.report(_known(error), debug=debug)
-
-
-def _known(error: BaseException) -> BaseException:
-    """In place of what a collective says when its partner has gone, what that means."""
-    text = str(error)
-    if type(error).__name__ == "JaxRuntimeError" and any(
-        sign in text for sign in ("Gloo", "NCCL", "ollective")
-    ):
-        return RuntimeError(f"the connection to another process was lost ({text[:200]})")
-    return error
+    return errors.report(error, debug=debug), errors.message(error)

@@ -1,5 +1,6 @@
 """`Group`: the processes that compute together, as one of them sees them."""
 
+import itertools
 import json
 from typing import Any
 
@@ -7,6 +8,8 @@ import jax
 
 from jaxinfer.distributed.store import Store
 from jaxinfer.distributed.watch import Watch
+
+_NUMBERS = itertools.count()  # all processes make their groups in the same order
 
 
 class Group:
@@ -19,14 +22,14 @@ class Group:
     """
 
     def __init__(self, heartbeat_timeout_s: float):
-        """Join the others, after `distributed.start.initialize`.
+        """Join the others, after `jax.distributed.initialize`.
 
         Args:
             heartbeat_timeout_s: A process that is not heard of for so long is lost.
         """
         self.index, self.count = jax.process_index(), jax.process_count()
         self._store = Store()
-        self._shared = 0
+        self._folder, self._shared = f"jaxinfer/{next(_NUMBERS)}", 0
         self.watch = Watch(self._store, self.index, self.count, heartbeat_timeout_s)
 
     @property
@@ -43,7 +46,7 @@ class Group:
         Returns:
             The value of process 0, as it comes out of JSON.
         """
-        key = f"jaxinfer/shared/{self._shared}"
+        key = f"{self._folder}/shared/{self._shared}"
         self._shared += 1
         if self.is_first:
             text = json.dumps(value)
@@ -65,7 +68,6 @@ class Group:
             raise ValueError(f"{what} differs: process 0 has {first}, process {self.index} {value}")
 
     def finish(self) -> None:
-        """Wait until all have come here, and disconnect."""
-        self._store.meet("jaxinfer/finished")
+        """Wait until all have come here, and let them go their ways."""
+        self._store.meet(f"{self._folder}/finished")
         self.watch.stop()
-        jax.distributed.shutdown()

@@ -4,11 +4,13 @@ Where the coordinator dies, or refuses this process, JAX writes a stack trace an
 takes a callback instead, which cannot be used: with JAX 0.11.2 its argument has no Python type.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 _MESSAGE = (
     b"error: JAX has ended this process: process 0 has died or cannot be reached, or two processes "
@@ -18,13 +20,16 @@ _MESSAGE = (
 _WRITING_S = 1.0  # for an error that another thread is writing
 
 
-def speak_on_abort() -> None:
-    """From now on `abort` ends the process with a line and exit code 1."""
+@contextlib.contextmanager
+def spoken_on_abort() -> Iterator[None]:
+    """Inside, `abort` ends the process with a line and exit code 1."""
     # Not by the signal module: Python's handlers run later, in the main thread, and there is no
     # later here.
-    handler = _SIGNAL.argtypes[1](_speak)
-    _KEPT.append(handler)
-    _SIGNAL(signal.SIGABRT, handler)
+    before = _SIGNAL(signal.SIGABRT, ctypes.cast(_HANDLER, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        _SIGNAL(signal.SIGABRT, before)
 
 
 def claim() -> None:
@@ -46,7 +51,7 @@ def _speak(number: int) -> None:
 
 
 _SIGNAL = ctypes.CDLL(None).signal
-_SIGNAL.argtypes = [ctypes.c_int, ctypes.CFUNCTYPE(None, ctypes.c_int)]
+_SIGNAL.argtypes = [ctypes.c_int, ctypes.c_void_p]
 _SIGNAL.restype = ctypes.c_void_p
-_KEPT: list[object] = []
+_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)(_speak)
 _claimed = threading.Lock()

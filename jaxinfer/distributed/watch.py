@@ -6,6 +6,7 @@ process counts up a number of its own in the coordinator's store, says there why
 what the others say.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ from jaxinfer.distributed.store import Store
 
 FAILED = 1
 _BEATS, _REASONS = "jaxinfer/beats", "jaxinfer/reasons"
+_READING, _TELLING = 2.5, 5  # intervals
 
 
 class Watch:
@@ -49,9 +51,19 @@ class Watch:
         guarding.join()
 
     def tell(self, reason: str) -> None:
-        """Say why this process fails, and give the others time to read it."""
-        self._store.put(f"{_REASONS}/{self._index}", reason)
-        self._let_others_read()
+        """Say why this process fails, and give the others time to read it, at most half the limit.
+
+        Whoever cannot be told in time will find this process silent.
+        """
+        # Calls of the store have no time limit, and process 0, where it is, may stand still.
+        telling = threading.Thread(target=self._tell, args=(reason,), name="tell", daemon=True)
+        telling.start()
+        telling.join(_TELLING * self.interval_s)
+
+    def _tell(self, reason: str) -> None:
+        with contextlib.suppress(Exception):  # the process ends by an error that says more
+            self._store.put(f"{_REASONS}/{self._index}", reason)
+            self._let_others_read()
 
     def _run(self) -> None:
         beats = 0
@@ -91,7 +103,8 @@ class Watch:
 
     def _leave(self, message: str) -> None:
         last_words.claim()
-        os.write(2, f"error: {message}\n".encode())
+        with contextlib.suppress(OSError):  # whoever read it may have gone
+            os.write(2, f"error: {message}\n".encode())
         self._let_others_read()
         # Whoever waits in a collective cannot be reached by an exception.
         os._exit(FAILED)
@@ -99,7 +112,7 @@ class Watch:
     def _let_others_read(self) -> None:
         # With process 0 ends the coordinator; with any, connections, of which others would hear
         # first.
-        time.sleep(2.5 * self.interval_s)
+        time.sleep(_READING * self.interval_s)
 
 
 def _silent(number: int, seconds: float) -> str:

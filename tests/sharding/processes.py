@@ -68,13 +68,17 @@ def two(
 
 
 @contextlib.contextmanager
-def waiting() -> Iterator[list[subprocess.Popen[str]]]:
-    """Two that have found each other: process 0 is busy, process 1 waits for what it will say."""
+def waiting(kind: str = "program") -> Iterator[list[subprocess.Popen[str]]]:
+    """Two that have found each other: process 0 is busy, process 1 waits for what it will say.
+
+    Args:
+        kind: As `waiting_process.py` has it.
+    """
     address = free_address()
     script = str(REPOSITORY / "tests" / "sharding" / "waiting_process.py")
     running = [
         subprocess.Popen(
-            [sys.executable, script, str(number), address], cwd=REPOSITORY, text=True,
+            [sys.executable, script, str(number), address, kind], cwd=REPOSITORY, text=True,
             env=environment(1) | {"PYTHONPATH": str(REPOSITORY)},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )

@@ -122,7 +122,10 @@ def test_a_prompt_that_is_shared_loses_a_process(quickly, model):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_process_that_is_lost_between_steps(which, how):
-    """Nobody is in a collective, where a connection would break: only the watch can tell."""
+    """Nobody is in a collective, where a connection would break: only the watch can tell.
+
+    The program called `jax.distributed.initialize` itself.
+    """
     with waiting() as running:
         running[which].send_signal(how)
         start = time.monotonic()
@@ -135,6 +138,29 @@ def test_a_process_that_is_lost_between_steps(which, how):
             assert "process 0" in said[0]
         else:
             assert f"process {which} has not answered for 3 s" in said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "how", "code", "message"),
+    [
+        ("command", signal.SIGINT, 130, "error: interrupted"),
+        ("command", signal.SIGUSR1, 1, "error: the disk is full"),
+        ("program", signal.SIGUSR1, 1, "RuntimeError: the disk is full"),
+    ],
+)
+def test_a_process_that_cannot_tell_the_first_ends_nevertheless(kind, how, code, message):
+    """Process 0, by which processes tell each other, stands still: its store never answers."""
+    with waiting(kind) as (first, second):
+        first.send_signal(signal.SIGSTOP)
+        second.send_signal(how)
+        start = time.monotonic()
+        got, _, errors = ends(second)
+        assert time.monotonic() - start < 15  # for a limit of 3 s; JAX aborts it after 30 s or more
+        assert got == code, errors
+        assert errors.splitlines()[-1] == message
+        if kind == "command":
+            assert errors == message
 
 
 @pytest.mark.slow

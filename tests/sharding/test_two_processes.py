@@ -50,7 +50,11 @@ def test_both_processes_find_the_answers_of_one_device(tmp_path):
     assert first["devices"] == second["devices"] == 4
     assert first["answers"] == second["answers"] == first["alone"]
     assert first["least"] == second["least"] == 7
-    assert "has 2 devices, but the processes of this program have 4" in first["error"]
+    assert first["said"] == second["said"] == "of process 0"
+    for process, found in enumerate((first, second)):
+        few, own = found["refused"]
+        assert "has 2 devices, but the processes of this program have 4" in few
+        assert f"mesh has no device of process {1 - process}; every one of the 2 processes" in own
     for process, found in enumerate((first, second)):
         for name, got in found["shares"].items():
             # Along `seq` both have all parts, on two devices each: they are read once.

@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from jaxinfer.distributed import watched
 from jaxinfer.engine.sizing import least_of_processes
 from jaxinfer.llm import LLM
 from jaxinfer.models.checkpoint.open import load_model, open_checkpoint
@@ -28,7 +30,7 @@ PARAMS = [
 ]
 
 
-def answers(mesh: str | None) -> list[list[int]]:
+def answers(mesh: str | Mesh | None) -> list[list[int]]:
     model = Decoder(CONFIG, dtype=jnp.float32, mesh=mesh)
     llm = LLM((model, None), max_num_seqs=2, max_num_batched_tokens=32, block_size=16)
     return [list(output.outputs[0].token_ids) for output in llm.generate(PROMPTS, PARAMS)]
@@ -69,17 +71,23 @@ if __name__ == "__main__":
     number, address = int(sys.argv[1]), sys.argv[2]
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(coordinator_address=address, num_processes=2, process_id=number)
-    found: dict[str, object] = {"devices": jax.device_count(), "answers": answers("tensor=4")}
-    found["least"] = least_of_processes(7 + number)
-    try:
-        answers("tensor=2")
-    except ValueError as error:
-        found["error"] = str(error)
-    found["shares"] = {
-        f"{path.name} {mesh}": share_that_is_read(path, mesh)
-        for path in sorted(Path(sys.argv[3]).iterdir())
-        for mesh in ("tensor=4", "seq=2,tensor=2")
-    }
+    found: dict[str, object] = {"devices": jax.device_count()}
+    with watched():
+        found["answers"] = answers("tensor=4")
+        found["least"] = least_of_processes(7 + number)
+    found["refused"] = refused = []
+    for mesh in ("tensor=2", Mesh(np.array(jax.local_devices()), ("tensor",))):
+        try:
+            answers(mesh)
+        except ValueError as error:
+            refused.append(str(error))
+    with watched(30) as group:  # processes may part and meet again
+        found["said"] = group.share(f"of process {number}")
+        found["shares"] = {
+            f"{path.name} {mesh}": share_that_is_read(path, mesh)
+            for path in sorted(Path(sys.argv[3]).iterdir())
+            for mesh in ("tensor=4", "seq=2,tensor=2")
+        }
     if number == 0:
         found["alone"] = answers(None)
     print(json.dumps(found))

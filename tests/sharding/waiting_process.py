@@ -1,24 +1,48 @@
 """One of two processes that wait for each other between steps; run by `test_processes.py`.
 
-Arguments: its number, and the address of the first. Says `joined` when it has found the other.
+Arguments: its number, the address of the first, and whether it is a `program` that calls JAX itself
+or a `command` of ours. Says `joined` when it has found the other; SIGUSR1 is an error.
 """
 
+import contextlib
+import signal
 import sys
 import time
+from collections.abc import Iterator
 
+import jax
+
+from jaxinfer.cli.processes import Processes
+from jaxinfer.distributed import watched
 from jaxinfer.distributed.group import Group
-from jaxinfer.distributed.last_words import speak_on_abort
-from jaxinfer.distributed.start import initialize
+
+LIMIT_S = 3
+
+
+@contextlib.contextmanager
+def joined(number: int, address: str, kind: str) -> Iterator[Group]:
+    if kind == "program":
+        jax.distributed.initialize(address, num_processes=2, process_id=number)
+        with watched(LIMIT_S) as group:
+            yield group
+        return
+    processes = Processes(
+        distributed=True, coordinator=address, num_processes=2, process_id=number,
+        initialization_timeout=60, heartbeat_timeout=LIMIT_S,
+    )  # fmt: skip
+    with processes.joined(debug=False) as group:
+        assert group is not None
+        yield group
+
+
+def fail(*_: object) -> None:
+    raise RuntimeError("the disk is full")
+
 
 if __name__ == "__main__":
-    number, address = int(sys.argv[1]), sys.argv[2]
-    speak_on_abort()
-    initialize(
-        coordinator=address, num_processes=2, process_id=number,
-        initialization_timeout_s=60, heartbeat_timeout_s=3,
-    )  # fmt: skip
-    group = Group(3)
-    print("joined", flush=True)
-    if group.is_first:
-        time.sleep(600)  # a download, say
-    group.share("a plan")
+    signal.signal(signal.SIGUSR1, fail)
+    with joined(int(sys.argv[1]), *sys.argv[2:]) as group:
+        print("joined", flush=True)
+        if group.is_first:
+            time.sleep(600)  # a download, say
+        group.share("a plan")
