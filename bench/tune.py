@@ -8,6 +8,7 @@ from bench.cases import flat_matmul
 from jaxinfer.pallas_kernels import tuning
 from jaxinfer.pallas_kernels.decision import decide
 from jaxinfer.pallas_kernels.device import current_device
+from jaxinfer.pallas_kernels.matmul.config import least_gain_us
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.specs import SPECS
 
@@ -28,8 +29,13 @@ def tune_matmul(measured: list[rows.Row]) -> dict[str, dict[str, Any]]:
             config = flat_matmul.tiling(specs[case], name)
             assert config is not None, "it was measured"
             kernel_us.setdefault(case, {})[config] = row["median_us"]
-    compared = [case for case in xla_us if case in kernel_us]
-    return {specs[case].tuning_key: decide(xla_us[case], kernel_us[case]) for case in compared}
+    return {
+        specs[case].tuning_key: decide(
+            us, kernel_us[case], least_gain_us=least_gain_us(K=specs[case].K, N=specs[case].N)
+        )
+        for case, us in xla_us.items()
+        if case in kernel_us
+    }
 
 
 def write(folder: Path = DATA) -> Path:

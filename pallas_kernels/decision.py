@@ -25,12 +25,15 @@ class Choice[C]:
     slower_us: float = 0.0
 
 
-def decide(xla_us: float, kernel_us: Mapping[Any, float]) -> dict[str, Any]:
+def decide(
+    xla_us: float, kernel_us: Mapping[Any, float], *, least_gain_us: float = 0.0
+) -> dict[str, Any]:
     """The kernel where it is faster than XLA by more than `NOISE`, else XLA.
 
     Args:
         xla_us: Median time of XLA, µs.
         kernel_us: The kernel's, by tiling, a dataclass; empty if it cannot serve the call.
+        least_gain_us: What it must save besides, µs.
 
     Returns:
         `implementation`; `us`, the times of XLA and of the best tiling; and `config`, that tiling,
@@ -39,7 +42,7 @@ def decide(xla_us: float, kernel_us: Mapping[Any, float]) -> dict[str, Any]:
     if not kernel_us:
         return {"implementation": "xla", "us": {"xla": _digits(xla_us)}}
     best = min(kernel_us, key=lambda config: kernel_us[config])
-    faster = kernel_us[best] < (1 - NOISE) * xla_us
+    faster = kernel_us[best] + least_gain_us < (1 - NOISE) * xla_us
     return {
         "implementation": "mosaic" if faster else "xla",
         "config": dataclasses.asdict(best),

@@ -29,6 +29,10 @@ class Matmul(Op[MatmulSpec, Config]):
         """The products of a layer at every number of tokens that is measured."""
         return products(config, name=model, dtype=dtype)
 
+    def least_gain_us(self, spec: MatmulSpec) -> float:
+        """See `config.least_gain_us`."""
+        return configs.least_gain_us(K=spec.K, N=spec.N)
+
     def candidates(self, device: DeviceSpec, spec: MatmulSpec) -> list[Config]:
         """See `config.candidates`."""
         return configs.candidates(device, **_sizes(spec))

@@ -53,6 +53,11 @@ class Op[S: Spec, C](abc.ABC):
         del spec
         return ""
 
+    def least_gain_us(self, spec: S) -> float:
+        """What the kernel must save to be chosen, beside what noise is, µs."""
+        del spec
+        return 0.0
+
     @abc.abstractmethod
     def candidates(self, device: DeviceSpec, spec: S) -> list[C]:
         """Tilings of the kernel that compete; empty if it cannot serve the call."""

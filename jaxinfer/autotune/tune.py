@@ -112,7 +112,7 @@ def tune(
         if key not in known:
             known[key] = measure(op, spec, tilings)
         times = known[key]
-        entry = decide(times.xla_us, times.kernel_us)
+        entry = decide(times.xla_us, times.kernel_us, least_gain_us=op.least_gain_us(spec))
         tuning.save(folder, op.name, device, {key: entry}, command)
         progress(spec.name, done + 1, len(plan.tilings))
         unmeasured = op.heuristic(device, spec)

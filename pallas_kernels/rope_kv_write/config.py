@@ -7,8 +7,8 @@ from jaxinfer.pallas_kernels.matmul.shape import Config
 
 PREFERRED = ("mosaic", "xla")
 
-# Of one launch for both, tilings that compete, by name: how many CTAs share the depth of a head, and
-# the most that the weights in the ring take, KiB (0: as many as fit).
+# Of one launch for both, tilings that compete, by name: how many CTAs share the depth of a head,
+# and the most that the weights in the ring take, KiB (0: as many as fit).
 ONE_LAUNCH = {"x1": (1, 0), "x1-r96": (1, 96), "x2": (2, 0), "x2-r96": (2, 96)}
 _SHARED = "x2-r96"
 PREFERRED_TILINGS = (_SHARED, "x1")  # the first that suits
@@ -17,9 +17,9 @@ PREFERRED_TILINGS = (_SHARED, "x1")  # the first that suits
 def with_projection(device: DeviceSpec, heads: Heads, *, M: int, D: int) -> tuple[str, ...]:
     """In which order one launch for both, and an op each, are tried.
 
-    One launch comes first where two CTAs share the depth of a head and the weight is large: steps of
-    the Llama-3-8B shape are faster so on an H200. Where heads alone keep memory busy the product
-    loses more than the rotation takes, and of small weights no gain was seen.
+    One launch comes first where two CTAs share the depth of a head and the weight is large: steps
+    of the Llama-3-8B shape are faster so on an H200. Where heads alone keep memory busy the
+    product loses more than the rotation takes, and of small weights no gain was seen.
 
     Args:
         device: What the call runs on.

@@ -61,8 +61,8 @@ def project_rope_write(
             `"xla"` all in plain JAX; or several in order. None: `"separate"` where somebody forces
             an implementation of one of these ops or gives a tiling, else the first of
             `config.with_projection` that can serve.
-        config: Tiling of the product, as for `matmul`; in one launch `block_n` must be H/2, or 64 if
-            that is H.
+        config: Tiling of the product, as for `matmul`; in one launch `block_n` must be H/2, or 64
+            if that is H.
 
     Returns:
         Rotated queries `[B, 1, N, H]`, and both pools with the new tokens.

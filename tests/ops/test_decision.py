@@ -37,6 +37,12 @@ def read(entry, check=lambda tiling: None):
     return parse(entry, Tiling, default=OTHER, check=check)
 
 
+def test_what_it_must_save_besides():
+    times = {FAST: 95.0}
+    chosen = [decide(100.0, times, least_gain_us=gain)["implementation"] for gain in (3.9, 4.1)]
+    assert chosen == ["mosaic", "xla"]
+
+
 def test_what_was_decided_is_read():
     assert read(decide(100.0, {SLOW: 120.0, FAST: 90.0})) == Choice(
         order=("mosaic", "xla"), config=FAST, slower_us=-10.0

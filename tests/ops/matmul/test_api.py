@@ -102,10 +102,16 @@ def chosen(M, K, N, device=H100) -> str:
     return choices()["matmul"].implementation
 
 
+def heuristic(M, N, *, gated) -> str:
+    return configs.heuristic(H100, M=M, K=4096, N=N, gated=gated, transposed=False).order[0]
+
+
 def test_without_a_measurement_the_heuristic_decides(monkeypatch):
     monkeypatch.setattr(tuning, "lookup", lambda *_: [])
     assert chosen(64, 4096, 4096) == "mosaic"
-    assert chosen(8, 4096, 4096) == "xla"  # XLA reads as fast
+    assert chosen(8, 4096, 4096) == "mosaic"
+    assert heuristic(8, 28_672, gated=True) == "xla"  # XLA reads as fast
+    assert heuristic(16, 28_672, gated=True) == "mosaic"
     assert chosen(64, 128, 128) == "xla"  # launching takes longer than reading
     assert chosen(256, 4096, 4096) == "xla"  # not flat
     assert chosen(64, 4096, 4096, CPU) == "xla"
