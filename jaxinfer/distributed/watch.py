@@ -15,6 +15,7 @@ from jaxinfer.distributed import last_words
 from jaxinfer.distributed.store import Store
 
 FAILED = 1
+UNREACHABLE = "process 0, the coordinator, cannot be reached any more"
 _BEATS, _REASONS = "jaxinfer/beats", "jaxinfer/reasons"
 _READING, _TELLING = 2.5, 5  # intervals
 
@@ -75,7 +76,7 @@ class Watch:
                 reasons, numbers = self._store.listing(_REASONS), self._store.listing(_BEATS)
             except Exception:
                 if not self._stopped.is_set():
-                    self._leave("process 0, the coordinator, cannot be reached any more")
+                    self._leave(UNREACHABLE)
                 return
             self._answered = time.monotonic()
             others = [number for number in range(self._count) if number != self._index]

@@ -10,7 +10,7 @@ import jax
 
 from jaxinfer.distributed import last_words
 from jaxinfer.distributed.group import Group
-from jaxinfer.distributed.watch import FAILED, Watch
+from jaxinfer.distributed.watch import FAILED, UNREACHABLE, Watch
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -76,20 +76,26 @@ def end(error: BaseException, report: Report, watch: Watch | None = None) -> NoR
 
 
 def meaning(error: BaseException) -> BaseException:
-    """In place of what a collective says when its partner has gone, what that means."""
+    """In place of what JAX says when another process has gone, what that means.
+
+    The main thread may notice before `Watch` and JAX's own threads do, in a collective or in a call
+    of the store.
+    """
     text = str(error)
-    if type(error).__name__ == "JaxRuntimeError" and any(
-        sign in text for sign in ("Gloo", "NCCL", "ollective")
-    ):
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return error
+    if text.startswith("UNAVAILABLE") and "CoordinationService" in text:
+        lost = RuntimeError(UNREACHABLE)
+    elif any(sign in text for sign in ("Gloo", "NCCL", "ollective")):
         lost = RuntimeError(f"the connection to another process was lost ({text[:200]})")
-        lost.__cause__ = error
-        return lost
-    return error
+    else:
+        return error
+    lost.__cause__ = error
+    return lost
 
 
 def _show(error: BaseException) -> tuple[int, str]:
-    """As Python does at the end of a program."""
-    error = meaning(error)
+    """As Python does at the end of a program, and a line where another process is the reason."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     if isinstance(error, SystemExit):
@@ -98,6 +104,9 @@ def _show(error: BaseException) -> tuple[int, str]:
         print(error.code, file=sys.stderr, flush=True)
         return FAILED, " ".join(str(error.code).split())
     sys.excepthook(type(error), error, error.__traceback__)
+    if (lost := meaning(error)) is not error:
+        print(f"error: {lost}", file=sys.stderr, flush=True)
+        return FAILED, str(lost)
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED, "interrupted"
     return FAILED, " ".join(f"{type(error).__name__}: {error}".split())

@@ -31,10 +31,22 @@ def test_an_error_is_shown_as_python_does(capsys, error, code, reason, written):
     assert capsys.readouterr().err == written
 
 
-def test_a_collective_that_broke_means_a_connection_that_was_lost():
-    broken = jax.errors.JaxRuntimeError("Gloo all-reduce failed: Connection closed by peer")
-    found = watching.meaning(broken)
-    assert str(found).startswith("the connection to another process was lost (Gloo all-reduce")
-    assert found.__cause__ is broken
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("Gloo all-reduce failed: Connection closed by peer",
+         "the connection to another process was lost (Gloo all-reduce failed: Connection closed"),
+        ("UNAVAILABLE: Socket closed\nRPC: /xla.coordination.CoordinationService/GetKeyValue",
+         "process 0, the coordinator, cannot be reached any more"),
+    ],
+)  # fmt: skip
+def test_another_process_that_has_gone(capsys, text, meant):
+    code, reason = watching._show(jax.errors.JaxRuntimeError(text))
+    assert code == 1
+    assert reason.startswith(meant)
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {reason}"
+
+
+def test_other_errors_of_jax_mean_what_they_say():
     other = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
     assert watching.meaning(other) is other
