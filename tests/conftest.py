@@ -6,6 +6,10 @@ from pathlib import Path
 # The interpreter of Mosaic kernels blocks a thread of XLA's pool for every barrier that waits; a
 # pool no larger than that waits for ever. XLA sizes it by this variable, or by the cores.
 os.environ["NPROC"] = "8"
+# There is a process for each core: to compile a program in parts is more work, for nobody.
+os.environ["XLA_FLAGS"] = (
+    "--xla_cpu_parallel_codegen_split_count=1 " + os.environ.get("XLA_FLAGS", "")
+).rstrip()
 
 import jax
 import jaxtyping
