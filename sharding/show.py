@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     add("--ranks-per-node", type=int, help="for multinode, and for --predict h100-nodes (8)")
     add("--pieces", type=int, help="pieces per rank, for all_gather")
     add("--steps", type=int, help="steps to draw (all, or one if all are alike)")
-    add("--out", type=Path, help="write an SVG picture here")
+    add("--out", type=Path, help="write an SVG picture here, into a file ending in .svg")
     predict = arguments.add_argument_group("prediction (modelled, never measured)")
     add = predict.add_argument
     add("--predict", metavar="TOPOLOGY", help=f"table for one of {', '.join(TOPOLOGIES)}")
@@ -90,8 +90,8 @@ def render(options: argparse.Namespace) -> str:
     """Do what the command line asks for and return what to print.
 
     Raises:
-        ValueError: If an argument does not fit, or belongs to the other use of the command.
-        OSError: If the picture cannot be written.
+        ValueError: If an argument does not fit, or belongs to the other use of the command, or the
+            picture cannot be written.
     """
     drawing = ("schedule", "pieces", "steps", "out")
     predicting = ("tokens", "heads", "kv_heads", "head_dim", "causal", "tflops")
@@ -110,6 +110,8 @@ def render(options: argparse.Namespace) -> str:
 def _draw(options: argparse.Namespace) -> str:
     if options.steps is not None and options.steps < 1:
         raise ValueError(f"--steps must be at least 1; got {options.steps}")
+    if options.out is not None:
+        _check_out(options.out)
     schedule = build(
         options.schedule or "hamilton",
         options.ranks,
@@ -119,9 +121,19 @@ def _draw(options: argparse.Namespace) -> str:
     schedule.validate()
     text = describe(schedule, options.steps)
     if options.out is not None:
-        options.out.write_text(svg(schedule), encoding="utf-8")
+        try:
+            options.out.write_text(svg(schedule), encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"--out {options.out}: {error.strerror}") from error
         text += f"\n\nwrote {options.out}"
     return text
+
+
+def _check_out(path: Path) -> None:
+    if path.suffix.lower() != ".svg":  # what is in the file is SVG, whatever its name
+        raise ValueError(f"--out must end in .svg; got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"--out {path}: there is no folder {path.parent}")
 
 
 def _predict(options: argparse.Namespace) -> str:

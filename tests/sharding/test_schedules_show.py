@@ -76,6 +76,13 @@ def test_command_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[
     ElementTree.parse(out)
 
 
+def test_a_picture_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "folder.svg"
+    out.mkdir()
+    assert main(["--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"error: --out {out}: Is a directory\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -92,7 +99,9 @@ def test_command_writes_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--kv-heads", "2"], "--kv-heads has no meaning without --predict"),
         (["--causal"], "--causal has no meaning without --predict"),
         (["--published", "--tokens", "64"], "--tokens has no meaning with --published"),
-        (["--out", "/does/not/exist.svg"], "No such file or directory"),
+        (["--out", "/does/not/exist.svg"], "--out /does/not/exist.svg: there is no folder /does/"),
+        (["--out", "rings.png"], "--out must end in .svg; got 'rings.png'"),
+        (["--out", "rings"], "--out must end in .svg; got 'rings'"),
     ],
 )
 def test_command_refuses_in_one_line(
