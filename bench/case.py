@@ -27,6 +27,7 @@ class Measurement:
         compile_s: Tracing, lowering and compiling, s.
         implementation: What really ran, where a chooser decided; empty: the one asked for.
         extra: Further values for the row, such as tokens per second.
+        details: A line to print below that of the row; empty: none.
     """
 
     median_us: float
@@ -35,6 +36,7 @@ class Measurement:
     compile_s: float
     implementation: str = ""
     extra: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    details: str = ""
 
     @classmethod
     def of(cls, times: Sequence[float], **fields: Any) -> "Measurement":

@@ -4,9 +4,12 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
+from jaxinfer.cli import interrupts
+
+if TYPE_CHECKING:
+    from bench.case import Case
 
 DESCRIPTION = """Benchmarks of jaxinfer: correctness first, then the time.
 
@@ -49,38 +52,55 @@ class Run:
     """Commit for the rows where the checkout has no history."""
 
     def run(self) -> int:
-        """Do it; 1 if anything was wrong or failed."""
-        from bench import registry, rows
+        """Do it; 1 if anything was wrong or failed, or nothing could be measured."""
+        from bench import checks, registry, rows
         from bench.run import Report, measure_all
         from jaxinfer.pallas_kernels.device import current_device
 
+        checks.check_numbers(repeats=self.repeats, devices=self.devices)
+        if self.json is not None:
+            checks.check_json(self.json)
         names = [f"e2e_{self.e2e}"] if self.e2e else self.op.split(",") if self.op else registry.OPS
+        wanted = [name for name in self.impl.split(",") if name]
+        chosen = {op: self._cases(op, wanted) for op in names}
+        # Among all ops, one that needs more devices is reported and the others are measured.
+        if "ring_attention" in self.op.split(","):
+            checks.check_devices(self.devices)
         machine = rows.Machine.here(self.commit)
         if self.save and machine.commit.endswith("-dirty"):
             raise ValueError(
                 "--save keeps what can be measured again, and there are changes without a commit: "
                 "commit them, or take --json FILE"
             )
-        report = Report()
-        for op in names:
-            known = registry.cases_of(op, devices=self.devices)
-            words = self.case.split()
-            cases = registry.select(known, tag=self.tag, words=words)
-            if not cases:
-                raise ValueError(
-                    f"no case of {op} has tag {self.tag!r} and words {self.case!r}"
-                    + registry.near_words(words, known)
-                )
-            wanted = [name for name in self.impl.split(",") if name]
+        report, measured = Report(), 0
+        for op, cases in chosen.items():
             for row in measure_all(
                 op, cases, wanted=wanted, repeats=self.repeats, machine=machine, report=report
             ):
+                measured += 1
                 if self.json is not None:
                     rows.save(self.json, [row])
                 if self.save:
                     rows.save(rows.results_of(current_device(), op), [row])
         report.print()
-        return int(bool(report.bad))
+        if not measured and not report.bad:
+            print("error: nothing could be measured", file=sys.stderr)
+        return int(bool(report.bad) or not measured)
+
+    def _cases(self, op: str, wanted: Sequence[str]) -> "list[Case]":
+        from bench import registry
+
+        known = registry.cases_of(op, devices=self.devices)
+        words = self.case.split()
+        cases = registry.select(known, tag=self.tag, words=words)
+        if not cases:
+            raise ValueError(
+                f"no case of {op} has tag {self.tag!r} and words {self.case!r}"
+                + registry.near_words(words, known)
+            )
+        for case in cases:
+            registry.pick(case, wanted)  # refuses a name before anything is measured
+        return cases
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,15 +109,21 @@ class List:
 
     op: str = ""
     """Only this op."""
+    tag: Tag | None = None
+    """Only cases with this tag; default: all but ci."""
+    devices: int | None = None
+    """Devices of ring_attention, which need not be there; default: all."""
 
     def run(self) -> int:
         """Do it."""
-        from bench import registry
+        from bench import checks, registry
 
+        checks.check_numbers(devices=self.devices)
         for op in [self.op] if self.op else registry.OPS:
             print(op)
-            for case in registry.cases_of(op):
-                if case.tag != "ci":
+            devices = self.devices if self.op or op == "ring_attention" else None
+            for case in registry.cases_of(op, devices=devices):
+                if self.tag in (case.tag, "all") or (self.tag is None and case.tag != "ci"):
                     print(f"  {case.name:44} {', '.join(case.implementations)}")
         return 0
 
@@ -150,7 +176,17 @@ class Tables:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 2 for wrong arguments."""
+    """Run a command; 2 for wrong arguments. Ctrl-C ends the process with 130.
+
+    Rows are in their files by then: each is kept as it comes, and a file is replaced as a whole.
+    """
+    with interrupts.handled(last=arguments is None):
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    import tyro  # here, as it takes long and Ctrl-C has its handler now
+
     command = tyro.extras.subcommand_cli_from_dict(
         {kind.__name__.lower(): kind for kind in (Run, List, Tune, Plot, Tables)},
         prog="python -m bench",

@@ -103,7 +103,7 @@ def save(path: Path, rows: Iterable[Row]) -> None:
     kept |= {_identity(row): row for row in rows}
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in kept.values())
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_name(f"{path.name}.part")  # not the name of a file of the user's
     part.write_text(f"[\n{lines}\n]\n")
     os.replace(part, path)
 

@@ -73,6 +73,8 @@ def measure_all(
             else:
                 row = make_row(op, case, name, measured, machine)
                 print(_line(row), flush=True)
+                if measured.details:
+                    print(f"  {measured.details}", flush=True)
                 yield row
             if not isinstance(case, OpCase):
                 gc.collect()  # engines hold gigabytes and hang in cycles

@@ -4,8 +4,11 @@ One row is a call of the whole group, by the clock of the host. `xla-all_gather`
 XLA's all-gather of all keys and values, then attention, and nothing beside it. `dispatch` is what
 the cost model takes. Each attends by the kernels that serve its calls, which need not be the same:
 `ring-cudnn` is the ring with cuDNN, to be compared where the baseline has that. Rows also have the
-time of the exchanges alone, of the attention alone, the share of the shorter one that the longer
-one hides, and the gain over the plain ring and over the baseline.
+time of the exchanges alone, of the attention alone, their overlap, and the gain over the plain ring
+and over the baseline. The overlap is (communication + computation - call) / the shorter of the two:
+1 where the longer one hides all of it, 0 where they might as well run one after the other. It is
+below zero where the call takes longer than both together (noise, or contention for memory and
+cores), and above 1 where it takes less than the longer one alone, which is noise.
 """
 
 import contextlib
@@ -175,10 +178,10 @@ class RingCase:
         for key, other in _GAINS.items():
             with contextlib.suppress(Exception):  # it is reported with its own row
                 extra[key] = _timed(self, other, repeats).median("call") / median
-        print(_line(implementation, extra), flush=True)
         return Measurement.of(
             timed.times["call"], rel_rms=timed.error, compile_s=timed.compile_s, extra=extra,
             implementation=name if implementation == "dispatch" else timed.local,
+            details=_details(extra),
         )  # fmt: skip
 
     def way(self, name: str) -> _Way:
@@ -406,17 +409,18 @@ def _times(call: Callable[..., Any], arrays: list[jax.Array], repeats: int) -> l
     return times
 
 
-def _line(name: str, extra: dict[str, float]) -> str:
+def _details(extra: dict[str, float]) -> str:
     """What a row's own line has no column for."""
-    parts = [f"  {name}:"]
+    parts = []
     if "overlap" in extra:
         parts.append(
             f"communication {extra['communication_us']:.1f} µs, computation "
-            f"{extra['computation_us']:.1f} µs, overlap {extra['overlap']:.0%};"
+            f"{extra['computation_us']:.1f} µs, overlap {extra['overlap']:.0%}"
         )
-    gains = {"gain_over_ring": "the ring", "gain_over_xla": "XLA's all-gather"}
-    parts += [f"{extra[key]:.2f}x {other}" for key, other in gains.items() if key in extra]
-    return " ".join(parts)
+    others = {"gain_over_ring": "the ring", "gain_over_xla": "XLA's all-gather"}
+    gains = [f"{extra[key]:.2f}x as {other}" for key, other in others.items() if key in extra]
+    parts += [", ".join(gains).replace("x as ", "x as fast as ", 1)] * bool(gains)
+    return "; ".join(parts)
 
 
 def cases(devices: int | None = None) -> list[RingCase]:
@@ -426,8 +430,13 @@ def cases(devices: int | None = None) -> list[RingCase]:
 
     Args:
         devices: n; None: as many as there are.
+
+    Raises:
+        ValueError: n is not positive.
     """
     n = jax.device_count() if devices is None else devices
+    if n < 1:
+        raise ValueError(f"devices must be positive; got {n}")
     shape = {"model": "llama-3-8b", "n": n, "N": 32, "K": 8, "H": 128}
     pieces = max(n - 1, 1)
     multiple = 2 * pieces * 16

@@ -40,14 +40,30 @@ def test_list_of_one_op(capsys):
         ("run --e2e decode --case smollm2", "words 'smollm2'; did you mean 'smollm2-135m'?"),
         ("run --op add_rms_norm --tag ci --impl xl", "did you mean 'xla'?"),
         ("plot --op e2e_decod", "did you mean 'e2e_decode'?"),
+        ("run --op add_rms_norm --repeats 0", "--repeats must be at least 1; got 0"),
+        ("run --repeats -3", "--repeats must be at least 1; got -3"),
+        ("run --op ring_attention --devices 0", "--devices must be at least 2; got 0"),
+        (
+            "run --op ring_attention --devices -2 --case t8192",
+            "--devices must be at least 2; got -2",
+        ),
+        ("run --op ring_attention --devices 1", "--devices must be at least 2; got 1"),
+        (
+            "run --op ring_attention --devices 4096 --tag ci",
+            "error: --devices 4096 needs 4096 devices; there ",
+        ),
+        ("list --devices 0", "--devices must be at least 2; got 0"),
+        ("list --op attention --devices 2", "attention runs on one device"),
+        ("run --op add_rms_norm,atention --tag ci", "did you mean 'attention'?"),
     ],
 )
 def test_wrong_arguments_end_with_2_and_one_line(arguments, message, capsys):
     assert main(arguments.split()) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-    assert error.startswith("error: ")
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.err.startswith("error: ")
+    assert "floor" not in shown.out, "the columns of what is measured"
 
 
 def test_an_option_that_does_not_exist_ends_with_2(capsys):
@@ -90,10 +106,28 @@ def test_rows_without_a_commit_are_not_kept(tmp_path, monkeypatch, capsys):
 
 def test_what_is_not_supported_is_no_failure(capsys):
     with use_device(CPU):
-        assert run_small("--impl", "mosaic") == 0
+        assert run_small("--impl", "mosaic,xla") == 0
     shown = capsys.readouterr()
     assert "mosaic: not supported: add_rms_norm[mosaic] does not support device 'cpu'" in shown.err
+    assert len(shown.out.splitlines()) == 3, "device, columns, the row of the other"
+
+
+def test_a_run_without_any_row_is_a_failure(capsys):
+    with use_device(CPU):
+        assert run_small("--impl", "mosaic") == 1
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-1] == "error: nothing could be measured"
     assert len(shown.out.splitlines()) == 2, "device and columns, no row"
+
+
+def test_list_by_devices_and_tag(capsys):
+    assert main(["list", "--devices", "4", "--tag", "ci", "--op", "ring_attention"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("  ci n4 t36 causal ")
+    assert main(["list", "--devices", "16"]) == 0, "they need not be there"
+    out = capsys.readouterr().out
+    assert "  llama-3-8b n16 t480 causal " in out
+    assert "  llama-3-8b b1 s1024 " in out
+    assert "  ci " not in out
 
 
 def test_tables_check_says_what_is_out_of_date(monkeypatch, capsys):

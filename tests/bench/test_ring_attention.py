@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def test_rows_of_three_devices(tmp_path):
     rows = {row["implementation"]: row for row in json.loads(out.read_text())}
     assert rows.keys() == set(cases(3)[0].implementations) - absent
     assert rows["dispatch"]["ran"] == cases(3)[-1].planned
-    for name, row in rows.items():
+    for row in rows.values():
         assert row["case"] == "ci n3 t24 causal"
         assert row["devices"] == 3
         assert row["tokens_per_s"] == pytest.approx(3 * 24 * 1e6 / row["median_us"], rel=0.01)
@@ -41,7 +42,15 @@ def test_rows_of_three_devices(tmp_path):
         assert row["gain_over_ring"] == pytest.approx(gain, rel=0.01)
         gain = rows["xla-all_gather"]["median_us"] / row["median_us"]
         assert row["gain_over_xla"] == pytest.approx(gain, rel=0.01)
-        assert f"  {name}:" in done.stdout
+    lines = done.stdout.splitlines()[2:]
+    assert len(lines) == 2 * len(rows), "a row, and below it what it has no column for"
+    for above, below in zip(lines[::2], lines[1::2], strict=True):
+        assert above.startswith("ci n3 t24 causal ")
+        assert re.fullmatch(
+            r"  communication \S+ µs, computation \S+ µs, overlap -?\d+%; "
+            r"\d+\.\d\dx as fast as the ring, \d+\.\d\dx as XLA's all-gather",
+            below,
+        )
     ran = rows["dispatch"]["ran"]
     assert ran not in rows or rows["dispatch"]["median_us"] == rows[ran]["median_us"]
 
