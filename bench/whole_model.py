@@ -37,11 +37,14 @@ _SEPARATE = {
     "dispatch-joined-rope": "project_rope_write=mosaic",
     "dispatch-separate-rope": "project_rope_write=separate",
 }
+FUSED_STEPS = "dispatch-fused-steps"
+_STEPS = 8  # dispatched together
 ABLATIONS = (
     *(_WITHOUT + op for op in ("matmul", "decode_attention", "rope_kv_write", "add_rms_norm")),
     *_SEPARATE,
+    FUSED_STEPS,
 )
-"""The engine with one op in plain JAX, or with one launch more or less than it chooses."""
+"""The engine with one op in plain JAX, one launch more or less than it chooses, or steps in one."""
 
 # Two layers round a bfloat16 stream about a dozen times, 2^-9 each, and the last product once
 # more; float32 differs by the order of summation.
@@ -73,7 +76,8 @@ def _engine(name: str, model: Decoder, runner: str, rows: int, length: int) -> E
         page_size=_PAGE,
         max_num_seqs=rows,
         max_num_batched_tokens=default_batched_tokens(),
-        steps_per_sync=8,
+        steps_per_sync=_STEPS,
+        steps_per_program=_STEPS if runner == FUSED_STEPS else 1,
         dtype=dtype(),
         implementation=_forced(runner),
         full_tables=runner.startswith("dispatch")
@@ -91,7 +95,7 @@ def _forced(runner: str) -> str | None:
         return _SEPARATE[runner]
     if runner.startswith(_WITHOUT):
         return runner.removeprefix(_WITHOUT) + "=xla"
-    return None if runner == "dispatch" else runner
+    return None if runner in ("dispatch", FUSED_STEPS) else runner
 
 
 @functools.lru_cache(maxsize=2)
@@ -222,9 +226,15 @@ def check_runner(name: str, runner: str) -> float:
 def _engine_answers(
     name: str, model: Decoder, runner: str, prompt: np.ndarray
 ) -> list[CompletionOutput]:
-    """Two greedy tokens per prompt, with log-probabilities, from an engine like the timed one."""
+    """Greedy tokens of each prompt, with log-probabilities, from an engine like the timed one.
+
+    One from the prompt, and those of one decode program.
+    """
     engine = _engine(name, model, runner, len(prompt), 128)
-    params = SamplingParams(temperature=0.0, max_tokens=2, logprobs=MAX_LOGPROBS, ignore_eos=True)
+    params = SamplingParams(
+        temperature=0.0, max_tokens=1 + engine.config.steps_per_program, logprobs=MAX_LOGPROBS,
+        ignore_eos=True,
+    )  # fmt: skip
     names = [engine.add_request(row.tolist(), params) for row in prompt]
     outputs: dict[str, RequestOutput] = {}
     while engine.has_work:

@@ -10,6 +10,7 @@ from bench import plain_jax, torch_peer
 from bench.case import Measurement
 from bench.whole_model import (
     ABLATIONS,
+    FUSED_STEPS,
     MODELS,
     RUNNERS,
     dtype,
@@ -26,7 +27,7 @@ from bench.whole_model import (
 
 _NEW_TOKENS = 129  # the first comes from the prefill
 _WARM = 16
-_ROPE = ("dispatch-joined-rope", "dispatch-separate-rope")
+_OTHERS = ("dispatch-joined-rope", "dispatch-separate-rope", FUSED_STEPS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,8 +137,8 @@ class DecodeCase:
 def cases() -> list[DecodeCase]:
     """SmolLM2; the 8B shape in batches, ragged and long; the 7B shape of the papers."""
     return [
-        *(DecodeCase(model="smollm2-135m", B=B, S=1024, others=_ROPE) for B in (1, 8, 64)),
-        DecodeCase(model="llama-3-8b", B=1, S=1024, others=_ROPE),
+        *(DecodeCase(model="smollm2-135m", B=B, S=1024, others=_OTHERS) for B in (1, 8, 64)),
+        DecodeCase(model="llama-3-8b", B=1, S=1024, others=_OTHERS),
         DecodeCase(model="llama-3-8b", B=8, S=1024, others=ABLATIONS),
         DecodeCase(model="llama-3-8b", B=64, S=1024),
         DecodeCase(model="llama-3-8b", B=16, S=8192, ragged=True, rows=16),
@@ -146,6 +147,6 @@ def cases() -> list[DecodeCase]:
         DecodeCase(model="smollm2-135m", B=2, S=80, rows=2, tag="ci"),
         DecodeCase(
             model="smollm2-135m", B=3, S=170, ragged=True, rows=4,
-            others=(*ABLATIONS[:4], *torch_peer.RUNNERS), tag="ci",
+            others=(*ABLATIONS[:4], FUSED_STEPS, *torch_peer.RUNNERS), tag="ci",
         ),
     ]  # fmt: skip

@@ -57,6 +57,8 @@ class PrefillInputs:
 class StepResult:
     """What the host needs to know of one call; arrays on the device until fetched.
 
+    A call of several decode steps has a first axis for them in all arrays.
+
     Attributes:
         tokens: `[B]` int32 chosen tokens; -1 for rows that took no part, `NOT_FINITE` for those
             whose scores were no numbers.
@@ -70,6 +72,17 @@ class StepResult:
     logprobs: StepLogprobs | None = None
     prompt_logprobs: StepLogprobs | None = None
     softmax_fallbacks: jax.Array | None = None
+
+    @property
+    def steps(self) -> int:
+        """How many steps it is of; of several if its arrays have a first axis for them."""
+        return 1 if self.tokens.ndim == 1 else len(self.tokens)
+
+    def each(self) -> list["StepResult"]:
+        """Of every step, once fetched."""
+        if self.tokens.ndim == 1:
+            return [self]
+        return [jax.tree.map(lambda x, i=i: x[i], self) for i in range(self.steps)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

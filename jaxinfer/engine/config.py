@@ -18,6 +18,8 @@ class EngineConfig:
         max_num_seqs: Most requests that decode together.
         max_num_batched_tokens: Most tokens of one prefill call, padding included.
         steps_per_sync: Decode steps dispatched together.
+        steps_per_program: Decode steps in one compiled program, which saves the host calls and is
+            another to compile; those of a group that do not fill one go one by one.
         seed: For requests without their own.
         dtype: Of keys and values.
         implementation: As for `dispatch.parse_forced`; None: the measured choice.
@@ -36,11 +38,12 @@ class EngineConfig:
     implementation: str | None = None
     batch_invariant: bool = False
     full_tables: bool = False
+    steps_per_program: int = 1
 
     def __post_init__(self) -> None:
         for name in (
             "max_model_len", "num_pages", "page_size", "max_num_seqs", "max_num_batched_tokens",
-            "steps_per_sync",
+            "steps_per_sync", "steps_per_program",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")

@@ -42,6 +42,11 @@ class _Group:
     requests: list[Request]
     results: list[StepResult]
 
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        return sum(result.steps for result in self.results)
+
 
 class Engine:
     """Continuous batching of requests over one model.
@@ -91,6 +96,7 @@ class Engine:
             dtype=config.dtype,
             implementation=config.implementation,
             batch_invariant=config.batch_invariant,
+            steps_per_program=config.steps_per_program,
         )
         self._admission = Admission(config, tokenizer, vocab_size=model.config.vocab_size)
         self._buckets = config.buckets
@@ -301,13 +307,13 @@ class Engine:
 
     def _steps_ahead(self) -> int:
         """Steps worth dispatching now: none if all rows will have ended."""
-        ahead = sum(len(group.results) for group in self._in_flight)
+        ahead = sum(group.steps for group in self._in_flight)
         left = max((r.remaining for r in self._scheduler.running), default=0) - ahead
         return min(self.config.steps_per_sync, left)
 
     def _reserve(self, steps: int) -> bool:
         """Give every running request pages for the tokens of the next steps."""
-        ahead = sum(len(group.results) for group in self._in_flight)
+        ahead = sum(group.steps for group in self._in_flight)
         missing = 0
         lengths = {}
         for request in self._scheduler.running:
@@ -343,8 +349,8 @@ class Engine:
             self.runner.set_rows(rows, tables, flags=self._flags)
         group = _Group(requests=self._rows, results=[])
         self._in_flight.append(group)
-        for _ in range(steps):
-            group.results.append(self.runner.decode(flags=self._flags))
+        for result in self.runner.decode(steps, flags=self._flags):
+            group.results.append(result)
         self.metrics.decode_steps += steps
 
     def _collect_all(self) -> None:
@@ -356,7 +362,7 @@ class Engine:
         group = self._in_flight[0]
         results = jax.device_get(group.results)
         self._in_flight.popleft()
-        for result in results:
+        for result in itertools.chain.from_iterable(result.each() for result in results):
             if result.softmax_fallbacks is not None:
                 before = self.metrics.softmax_fallbacks or 0
                 self.metrics.softmax_fallbacks = before + int(result.softmax_fallbacks)

@@ -1,7 +1,8 @@
 """The compiled functions of the engine, and the state they keep on the device."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +43,7 @@ class Runner:
         dtype: Any,
         implementation: str | None = None,
         batch_invariant: bool = False,
+        steps_per_program: int = 1,
     ):
         """Allocate the pool.
 
@@ -54,11 +56,12 @@ class Runner:
             implementation: As for `parse_forced`; None: the measured choice.
             batch_invariant: Decode with an attention that treats every row by itself: the Mosaic
                 kernel cuts the keys of a row where the lengths of all rows say.
+            steps_per_program: As in `EngineConfig`.
         """
         self.config, self._parallel = model.config, model.parallel
         self._weights, self._structure = jax.tree.flatten(model)
         self._num_pages, self._page_size, self._dtype = num_pages, page_size, dtype
-        self._buckets = buckets
+        self._buckets, self._steps_per_program = buckets, steps_per_program
         self._forced, self._batch_invariant = parse_forced(implementation), batch_invariant
         self._warned = False
         if batch_invariant:
@@ -72,8 +75,8 @@ class Runner:
         if self._parallel is not None:
             pages, self._whole = self._parallel.pages, self._parallel.replicated
         self._decode = jax.jit(
-            self._decode_step,
-            static_argnames="flags",
+            self._decode_steps,
+            static_argnames=("flags", "steps"),
             donate_argnames=("pages", "state"),
             out_shardings=(pages, self._whole, self._whole),
         )
@@ -172,21 +175,41 @@ class Runner:
         """Whether a step is compiled for so many rows (a bucket) of at most so many pages."""
         return (rows, self._buckets.decode_width(pages), flags) in self._decoders
 
-    def decode(self, *, flags: SamplingFlags) -> StepResult:
-        """Advance every active row by one token."""
+    def decode(self, steps: int, *, flags: SamplingFlags) -> Iterator[StepResult]:
+        """Advance every active row by so many tokens; the result of each call as it leaves."""
         assert self._state is not None, "set_rows comes first"
-        with force_all(self._forced):
-            self._pages, self._state, result = self._decode(
-                self._weights, pages=self._pages, state=self._state, flags=flags
-            )
-        return result
+        at_once = self._steps_per_program
+        if steps % at_once:
+            at_once = 1
+        for _ in range(steps // at_once):
+            with force_all(self._forced):
+                self._pages, self._state, result = self._decode(
+                    self._weights, pages=self._pages, state=self._state, flags=flags, steps=at_once
+                )
+            yield result
 
-    def _decode_step(
-        self, weights: list[jax.Array], *, pages: Pages, state: DecodeState, flags: SamplingFlags
-    ) -> tuple[Pages, DecodeState, StepResult]:
+    def _decode_steps(
+        self, weights: list[jax.Array], *, pages: Pages, state: DecodeState, flags: SamplingFlags,
+        steps: int,
+    ) -> tuple[Pages, DecodeState, StepResult]:  # fmt: skip
         self.programs += 1
         rows, width = state.page_table.shape
-        self._decoders.add((rows, width, flags))
+        if steps == self._steps_per_program:
+            self._decoders.add((rows, width, flags))
+        step = functools.partial(self._decode_step, weights, flags)
+        if steps == 1:
+            return step(pages, state)
+
+        def body(carry: tuple[Pages, DecodeState], _: None):
+            pages, state, result = step(*carry)
+            return (pages, state), result
+
+        (pages, state), result = jax.lax.scan(body, (pages, state), None, length=steps)
+        return pages, state, result
+
+    def _decode_step(
+        self, weights: list[jax.Array], flags: SamplingFlags, pages: Pages, state: DecodeState
+    ) -> tuple[Pages, DecodeState, StepResult]:
         model: Decoder = jax.tree.unflatten(self._structure, weights)
         cache = PagedKVCache(
             k_pages=pages[0], v_pages=pages[1], page_table=state.page_table, lengths=state.lengths

@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,7 @@ def one_by_one(count: int) -> list[list[int]]:
         {},
         {"max_num_seqs": 3, "steps_per_sync": 1},
         {"max_num_seqs": 8, "steps_per_sync": 5},
+        {"steps_per_sync": 3, "steps_per_program": 3},
         {"max_num_batched_tokens": 8},  # prompts in chunks
         {"max_num_batched_tokens": 48, "page_size": 32},
         {"full_tables": True},
@@ -130,6 +132,40 @@ def test_no_compilation_in_steady_state():
     assert count[0] >= 2
 
 
+def test_steps_in_one_program(monkeypatch):
+    """Fewer calls, the same answers; what is left of a group goes one by one."""
+
+    def answer(made: Engine) -> list[list[tuple[int, float]]]:
+        found: dict[str, list[tuple[int, float]]] = {}
+        for prompt in prompts(3):
+            made.add_request(prompt, GREEDY.replace(max_tokens=30, logprobs=0))
+        while made.has_work:
+            for output in made.step():
+                part = output.outputs[0]
+                entries = zip(part.token_ids, part.logprobs or [], strict=True)
+                new = [(token, entry[token].logprob) for token, entry in entries]
+                found.setdefault(output.request_id, []).extend(new)
+        return list(found.values())
+
+    made = engine(steps_per_sync=4, steps_per_program=4)
+    calls = []
+    call = made.runner._decode
+    made.runner._decode = lambda *args, **more: (calls.append(more["steps"]), call(*args, **more))[
+        1
+    ]
+    got, want = answer(made), answer(engine())
+    assert [[token for token, _ in row] for row in got] == [[t for t, _ in row] for row in want]
+    np.testing.assert_allclose(
+        [x for row in got for _, x in row], [x for row in want for _, x in row], atol=1e-5
+    )
+    assert sum(calls) == made.metrics.decode_steps == 29  # the first token is the prompt's
+    assert calls == [4] * 7 + [1]
+    known = made.runner.programs
+    with compilations() as count:
+        assert [[t for t, _ in row] for row in answer(made)] == [[t for t, _ in r] for r in got]
+    assert (made.runner.programs, count) == (known, [0])
+
+
 def test_steady_decoding_moves_only_tables(monkeypatch):
     """Between the start of a batch and its end the host sends page tables, and only new ones."""
     made = engine(steps_per_sync=4)
@@ -167,10 +203,10 @@ def test_ended_rows_stay_until_a_narrower_step_pays():
     rows = []
     decode = made.runner.decode
 
-    def spy(**kwargs):
+    def spy(steps, **kwargs):
         assert made.runner._state is not None
         rows.append(made.runner._state.token.shape[0])
-        return decode(**kwargs)
+        return decode(steps, **kwargs)
 
     made.runner.decode = spy  # type: ignore[method-assign]
     lengths = [20, 4, 4, 4, 12, 12, 12, 12]
@@ -438,7 +474,9 @@ def test_a_name_must_be_free():
     assert list(run(made)) == ["a"]
 
 
-@pytest.mark.parametrize("name", ["max_model_len", "num_pages", "page_size", "steps_per_sync"])
+@pytest.mark.parametrize(
+    "name", ["max_model_len", "num_pages", "page_size", "steps_per_sync", "steps_per_program"]
+)
 def test_sizes_must_be_positive(name):
     with pytest.raises(ValueError, match=f"{name} must be positive; got 0"):
         engine(**{name: 0})  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ def chunk(tokens, *, start=0, pages=(3, 1, 7, 5), targets=None, **fields) -> Chu
 
 def decode(runner: Runner, steps: int) -> np.ndarray:
     """`[steps, B]` tokens."""
-    results = [runner.decode(flags=FLAGS) for _ in range(steps)]
+    results = list(runner.decode(steps, flags=FLAGS))
     return np.stack([np.asarray(result.tokens) for result in results])
 
 
@@ -178,10 +178,11 @@ def test_weights_are_arguments_of_the_compiled_step():
     """Never constants inside of it: those would be copied, and folded at compile time."""
     runner = make()
     runner.set_rows([DecodeRow(token=3, length=1, budget=9, row=row([1]))], [[2]], flags=FLAGS)
-    traced = runner._decode.trace(
-        runner._weights, pages=runner._pages, state=runner._state, flags=FLAGS
-    )
-    assert sum(np.size(const) for const in traced.jaxpr.consts) < 1000
+    for steps in (1, 2):
+        traced = runner._decode.trace(
+            runner._weights, pages=runner._pages, state=runner._state, flags=FLAGS, steps=steps
+        )
+        assert sum(np.size(const) for const in traced.jaxpr.consts) < 1000
 
 
 def test_pages_are_updated_in_place():
