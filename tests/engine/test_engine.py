@@ -150,9 +150,12 @@ def test_steps_in_one_program(monkeypatch):
     made = engine(steps_per_sync=4, steps_per_program=4)
     calls = []
     call = made.runner._decode
-    made.runner._decode = lambda *args, **more: (calls.append(more["steps"]), call(*args, **more))[
-        1
-    ]
+
+    def counted(*args, steps, **more):
+        calls.append(steps)
+        return call(*args, steps=steps, **more)
+
+    monkeypatch.setattr(made.runner, "_decode", counted)
     got, want = answer(made), answer(engine())
     assert [[token for token, _ in row] for row in got] == [[t for t, _ in row] for row in want]
     np.testing.assert_allclose(
