@@ -27,8 +27,8 @@ class Group:
         Args:
             heartbeat_timeout_s: A process that is not heard of for so long is lost.
         """
-        self.index, self.count = jax.process_index(), jax.process_count()
         self._store = Store()
+        self.index, self.count = self._store.index, self._store.count
         self._folder, self._shared = f"jaxinfer/{next(_NUMBERS)}", 0
         self.watch = Watch(self._store, self.index, self.count, heartbeat_timeout_s)
 
@@ -65,7 +65,22 @@ class Group:
             ValueError: process 0 has another value.
         """
         if (first := self.share(value)) != value:
-            raise ValueError(f"{what} differs: process 0 has {first}, process {self.index} {value}")
+            raise ValueError(
+                f"{what} differs: process 0 has {first}, process {self.index} has {value}"
+            )
+
+    def begin(self) -> None:
+        """Start the devices, for which all processes wait for each other.
+
+        Raises:
+            ValueError: this process was told another number of processes.
+        """
+        if (first := self.share(self.count)) != self.count:
+            raise ValueError(
+                f"the number of processes differs: process 0 was told {first}, "
+                f"process {self.index} was told {self.count}"
+            )
+        jax.devices()
 
     def finish(self) -> None:
         """Wait until all have come here, and let them go their ways."""

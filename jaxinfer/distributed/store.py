@@ -16,11 +16,19 @@ _ROUND_MS = 500  # so often a waiting process looks whether it was interrupted
 
 
 class Store:
-    """Bytes by name, the same in all processes."""
+    """Bytes by name, the same in all processes.
+
+    Attributes:
+        index: Of this process.
+        count: Of processes, as this one was told.
+    """
 
     def __init__(self) -> None:
         """Use the coordinator that `jax.distributed.initialize` has connected to."""
-        self._client: Any = distributed.global_state.client
+        state = distributed.global_state
+        self._client: Any = state.client
+        # Not `jax.process_index()`, for which all processes have to start their devices first.
+        self.index, self.count = state.process_id, state.num_processes
 
     def put(self, key: str, value: str) -> None:
         """Set a short text, in place of an earlier one."""

@@ -17,7 +17,10 @@ from jaxinfer.distributed.store import Store
 FAILED = 1
 UNREACHABLE = "process 0, the coordinator, cannot be reached any more"
 _BEATS, _REASONS = "jaxinfer/beats", "jaxinfer/reasons"
-_READING, _TELLING = 2.5, 5  # intervals
+_KNOWING, _GONE = "jaxinfer/knowing", "jaxinfer/gone"
+# Intervals: how long a process waits until all know, process 0 in particular, and in all.
+_READING, _READING_FIRST, _PARTING = 2.5, 3.5, 5
+_LAST_S = 0.25  # from the last call of the store to the end of a process
 
 
 class Watch:
@@ -56,15 +59,35 @@ class Watch:
 
         Whoever cannot be told in time will find this process silent.
         """
-        # Calls of the store have no time limit, and process 0, where it is, may stand still.
-        telling = threading.Thread(target=self._tell, args=(reason,), name="tell", daemon=True)
-        telling.start()
-        telling.join(_TELLING * self.interval_s)
+        self._part(reason)
 
-    def _tell(self, reason: str) -> None:
+    def _part(self, reason: str | None) -> None:
+        last_words.hush()
+        # Calls of the store have no time limit, and process 0, where it is, may stand still.
+        parting = threading.Thread(target=self._say, args=(reason,), name="part", daemon=True)
+        parting.start()
+        parting.join(_PARTING * self.interval_s)
+
+    def _say(self, reason: str | None) -> None:
+        """Leave when all know why, process 0 last.
+
+        With process 0 ends the coordinator, at which JAX aborts whoever is still there; with any,
+        connections, of which others would hear before they hear the reason.
+        """
+        is_first = self._index == 0
         with contextlib.suppress(Exception):  # the process ends by an error that says more
-            self._store.put(f"{_REASONS}/{self._index}", reason)
-            self._let_others_read()
+            if reason is not None:
+                self._store.put(f"{_REASONS}/{self._index}", reason)
+            self._store.put(f"{_KNOWING}/{self._index}", "yes")
+            end = time.monotonic() + (_READING_FIRST if is_first else _READING) * self.interval_s
+            while len(self._store.listing(_KNOWING)) < self._count and time.monotonic() < end:
+                time.sleep(self.interval_s / 10)
+            self._store.put(f"{_GONE}/{self._index}", "yes")
+            if is_first:
+                # One that is lost does not know, and is not waited for.
+                while self._store.listing(_KNOWING).keys() - self._store.listing(_GONE).keys():
+                    time.sleep(self.interval_s / 10)
+                time.sleep(_LAST_S)
 
     def _run(self) -> None:
         beats = 0
@@ -106,14 +129,9 @@ class Watch:
         last_words.claim()
         with contextlib.suppress(OSError):  # whoever read it may have gone
             os.write(2, f"error: {message}\n".encode())
-        self._let_others_read()
+        self._part(None)
         # Whoever waits in a collective cannot be reached by an exception.
         os._exit(FAILED)
-
-    def _let_others_read(self) -> None:
-        # With process 0 ends the coordinator; with any, connections, of which others would hear
-        # first.
-        time.sleep(_READING * self.interval_s)
 
 
 def _silent(number: int, seconds: float) -> str:

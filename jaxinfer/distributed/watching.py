@@ -51,6 +51,7 @@ def watched(timeout_s: float = 60, *, report: Report | None = None) -> Iterator[
     with last_words.spoken_on_abort():
         group = Group(timeout_s)
         try:
+            group.begin()
             yield group
             group.finish()
         except BaseException as error:
