@@ -56,18 +56,24 @@ def make_mesh(mesh: str | Mesh, devices: Sequence[Any] | None = None) -> Mesh:
         make every operation of a caller's program decide about sharding.
 
     Raises:
+        TypeError: neither sizes as a text nor a mesh.
         ValueError: as in `parse_mesh`; an unknown axis of a mesh; more devices than there are, or,
             in one program of several processes, fewer, or a mesh without a device of every process.
     """
     if isinstance(mesh, Mesh):
         return _with_all_axes(mesh)
+    if not isinstance(mesh, str):
+        raise TypeError(
+            f"mesh must be a text, {_FORM}, or a jax.sharding.Mesh; got {type(mesh).__name__}"
+        )
     sizes = parse_mesh(mesh)
     devices = jax.devices() if devices is None else devices
     needed = math.prod(sizes.values())
     if needed > len(devices):
-        hint = ""
-        if devices[0].platform == "cpu":
-            hint = f"; XLA_FLAGS=--xla_force_host_platform_device_count={needed} divides a CPU"
+        hint, processes = "", jax.process_count()
+        if devices[0].platform == "cpu" and needed % processes == 0:
+            each = f"={needed // processes}{' in each process' if processes > 1 else ''}"
+            hint = f"; XLA_FLAGS=--xla_force_host_platform_device_count{each} divides a CPU"
         there = f"there {'is' if len(devices) == 1 else 'are'} {len(devices)}"
         raise ValueError(f"mesh {mesh!r} needs {needed} devices; {there}{hint}")
     if needed < len(devices) and jax.process_count() > 1:

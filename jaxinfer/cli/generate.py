@@ -64,7 +64,7 @@ class Generate(Output):
         """Do it; the exit code."""
         # Wrong values are found before anything is downloaded.
         self.sampling.params({})
-        with self.processes.joined(debug=self.debug) as group:
+        with self.processes.joined(debug=self.debug, say=self.reporter().note) as group:
             if group is None or group.is_first:
                 self._lead(group)
             else:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxinfer.distributed.group import Group
 
 _LAUNCHER = "(default: the launcher's)"
+_INITIALIZATION_S, _HEARTBEAT_S = 300, 60
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,9 +40,13 @@ class Processes:
     """How many there are."""
     process_id: Annotated[int | None, arg(metavar="INT", help_behavior_hint=_LAUNCHER)] = None
     """Which of them this is, from 0."""
-    initialization_timeout: int = 300
+    initialization_timeout: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint=f"(default: {_INITIALIZATION_S})")
+    ] = None
     """Give up if not all have come within so many seconds."""
-    heartbeat_timeout: int = 60
+    heartbeat_timeout: Annotated[
+        int | None, arg(metavar="INT", help_behavior_hint=f"(default: {_HEARTBEAT_S})")
+    ] = None
     """Give up if one is not heard of for so many seconds."""
 
     def check(self) -> None:
@@ -53,6 +58,8 @@ class Processes:
         given = {
             "--coordinator": self.coordinator, "--num-processes": self.num_processes,
             "--process-id": self.process_id,
+            "--initialization-timeout": self.initialization_timeout,
+            "--heartbeat-timeout": self.heartbeat_timeout,
         }  # fmt: skip
         for option, value in given.items():
             if value is not None and not self.distributed:
@@ -72,13 +79,16 @@ class Processes:
                 raise UsageError(f"--process-id must be at least 0{below}; got {self.process_id}")
 
     @contextlib.contextmanager
-    def joined(self, *, debug: bool) -> "Iterator[Group | None]":
+    def joined(
+        self, *, debug: bool, say: Callable[[str], None] = lambda _: None
+    ) -> "Iterator[Group | None]":
         """Compute together with the others inside; None: there are no others.
 
         An exception inside ends this process and, with its message, the others.
 
         Args:
             debug: Show its traceback.
+            say: Takes a line about what this process waits for, where that is long.
         """
         self.check()
         if not self.distributed:
@@ -94,8 +104,8 @@ class Processes:
             from jaxinfer.distributed.last_words import spoken_on_abort
 
             with spoken_on_abort():
-                self._connect()
-                with watched(self.heartbeat_timeout, report=report) as group:
+                self._connect(say)
+                with watched(self.heartbeat_timeout or _HEARTBEAT_S, report=report) as group:
                     yield group
                 jax.distributed.shutdown()
         except BaseException as error:  # before the processes have met, or after they have parted
@@ -103,15 +113,16 @@ class Processes:
 
             end(error, report)
 
-    def _connect(self) -> None:
+    def _connect(self, say: Callable[[str], None]) -> None:
         from jaxinfer.distributed.start import initialize
 
         initialize(
             coordinator=self.coordinator,
             num_processes=self.num_processes,
             process_id=self.process_id,
-            initialization_timeout_s=self.initialization_timeout,
-            heartbeat_timeout_s=self.heartbeat_timeout,
+            initialization_timeout_s=self.initialization_timeout or _INITIALIZATION_S,
+            heartbeat_timeout_s=self.heartbeat_timeout or _HEARTBEAT_S,
+            say=say,
         )
 
 

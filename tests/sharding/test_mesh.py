@@ -48,6 +48,12 @@ def test_too_few_devices_are_counted():
         make_mesh("tensor=2,data=3", jax.devices()[:1])
 
 
+@pytest.mark.parametrize("mesh", [8, {"tensor": 2}, (2, 4), None])
+def test_what_is_no_mesh(unchecked, mesh):
+    with pytest.raises(TypeError, match=r'mesh must be a text, .*"tensor=2", or a jax\.sharding'):
+        make_mesh(mesh)
+
+
 def test_a_mesh_of_the_callers_gets_the_axes_that_it_lacks():
     mesh = make_mesh(Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("tensor", "data")))
     assert mesh.axis_names == ("data", "seq", "tensor")
