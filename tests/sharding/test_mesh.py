@@ -116,3 +116,8 @@ def test_every_process_takes_part(devices):
     with pytest.raises(ValueError, match="mesh has no device of process 0; every one of the 2"):
         make_mesh(Mesh(np.array(devices[2:]), ("tensor",)))
     assert make_mesh(Mesh(np.array(devices[::2]), ("tensor",))).size == 2
+
+
+def test_too_few_devices_are_counted_for_each_process(devices):
+    with pytest.raises(ValueError, match=r"there are 4; .*device_count=4 in each process divides"):
+        make_mesh("tensor=8", devices)
