@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from bench import rows
+from jaxinfer.sharding.mesh import what_there_is
 
 _IDENTITY = ("op", "case", "implementation")
 
@@ -42,13 +43,8 @@ def check_devices(asked: int | None, there: list[Any] | None = None) -> None:
     needed = asked or 2
     if needed <= len(there):
         return
-    # In the words of `jaxinfer.sharding.mesh`, which calls the devices those of a mesh.
-    hint = ""
-    if there[0].platform == "cpu":
-        hint = f"; XLA_FLAGS=--xla_force_host_platform_device_count={needed} divides a CPU"
     what = f"--devices {asked} needs {asked}" if asked else "ring_attention needs 2 or more"
-    count = f"there {'is' if len(there) == 1 else 'are'} {len(there)}"
-    raise ValueError(f"{what} devices; {count}{hint}")
+    raise ValueError(f"{what} devices; {what_there_is(needed, there)}")
 
 
 def check_json(path: Path) -> None:

@@ -41,6 +41,15 @@ def parse_mesh(text: str) -> dict[str, int]:
     return {name: sizes.get(name, 1) for name in AXES}
 
 
+def what_there_is(needed: int, devices: Sequence[Any]) -> str:
+    """For an error where devices are too few: how many there are, and how a CPU makes more."""
+    hint, processes = "", jax.process_count()
+    if devices[0].platform == "cpu" and needed % processes == 0:
+        each = f"={needed // processes}{' in each process' if processes > 1 else ''}"
+        hint = f"; XLA_FLAGS=--xla_force_host_platform_device_count{each} divides a CPU"
+    return f"there {'is' if len(devices) == 1 else 'are'} {len(devices)}{hint}"
+
+
 def make_mesh(mesh: str | Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with the axes `data`, `seq` and `tensor`.
 
@@ -70,12 +79,7 @@ def make_mesh(mesh: str | Mesh, devices: Sequence[Any] | None = None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     needed = math.prod(sizes.values())
     if needed > len(devices):
-        hint, processes = "", jax.process_count()
-        if devices[0].platform == "cpu" and needed % processes == 0:
-            each = f"={needed // processes}{' in each process' if processes > 1 else ''}"
-            hint = f"; XLA_FLAGS=--xla_force_host_platform_device_count{each} divides a CPU"
-        there = f"there {'is' if len(devices) == 1 else 'are'} {len(devices)}"
-        raise ValueError(f"mesh {mesh!r} needs {needed} devices; {there}{hint}")
+        raise ValueError(f"mesh {mesh!r} needs {needed} devices; {what_there_is(needed, devices)}")
     if needed < len(devices) and jax.process_count() > 1:
         raise ValueError(
             f"mesh {mesh!r} has {needed} devices, but the processes of this program have "
