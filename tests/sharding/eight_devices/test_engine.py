@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,7 @@ from jaxinfer.outputs import RequestOutput
 from jaxinfer.pallas_kernels.device import H100, use_device
 from jaxinfer.sampling_params import SamplingParams
 from tests.engine.small import compilations, prompts
-from tests.models import real
 from tests.models.families import CONFIGS, weights_of
-from tests.paths import model_path, needs_model
 
 NINE = DecoderConfig.tiny(
     vocab_size=251, num_heads=9, num_kv_heads=3, intermediate_size=80, tie_embeddings=True
@@ -242,19 +239,3 @@ def test_the_kernel_is_judged_by_the_shape_of_a_device():
     with use_device(H100):
         config = DecoderConfig.tiny(num_heads=12, num_kv_heads=3, head_dim=128)
         assert reads_only_lengths(config, 64, jnp.bfloat16)
-
-
-@pytest.mark.model
-@needs_model("smollm2")
-def test_a_real_model():
-    """SmolLM2, 9 query and 3 KV heads, from its file onto two devices."""
-    path = model_path("smollm2")
-    assert path is not None
-    sizes: Any = {"max_model_len": 128, "num_gpu_blocks_override": 4, "max_num_seqs": 2}
-    params = SamplingParams(temperature=0, max_tokens=24)
-    asked = [
-        real.tokenizer("smollm2").encode(text) for text in ("The capital of France is", "1 2 3")
-    ]
-    want = tokens(LLM((real.decoder("smollm2", "float32"), None), **sizes).generate(asked, params))
-    made = LLM(path, mesh="tensor=2", dtype="float32", **sizes)
-    assert tokens(made.generate(asked, params)) == want

@@ -23,9 +23,11 @@ from tests.models import real
 from tests.models.families import weights_of
 from tests.paths import model_path, needs_model
 
+# One layer: what layers do to each other is in `test_models.py`.
 NINE = DecoderConfig.tiny(
-    vocab_size=97, num_heads=9, num_kv_heads=3, intermediate_size=80, tie_embeddings=True
-)
+    vocab_size=97, num_layers=1, num_heads=9, num_kv_heads=3, intermediate_size=80,
+    tie_embeddings=True,
+)  # fmt: skip
 GREEDY = SamplingParams(temperature=0, max_tokens=40)
 # Shorter than every axis, odd, longer than a page, longer than several chunks.
 LENGTHS = (1, 2, 3, 7, 31, 77, 64, 5)
@@ -146,7 +148,10 @@ TEXTS = ("The capital of France is", "Why is the sky blue, and why is it red at 
 @pytest.mark.model
 @needs_model("smollm2")
 def test_a_real_model():
-    """SmolLM2, 9 query and 3 KV heads, from its file; nothing divides heads or prompts."""
+    """SmolLM2, 9 query and 3 KV heads, from its file; nothing divides heads or prompts.
+
+    By the axis `tensor` alone it is in `test_processes.py`.
+    """
     # Odd numbers of tokens.
     asked = [real.tokenizer("smollm2").encode(text)[:11] for text in TEXTS]
     assert [len(prompt) for prompt in asked] == [5, 11]
