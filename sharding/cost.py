@@ -152,6 +152,9 @@ def overlapped(
         communication: Seconds of each exchange.
         computation: Of each attention call, one more.
         hidden: As in `Topology`.
+
+    Returns:
+        Modelled seconds.
     """
     pairs = zip(communication, computation[:-1], strict=True)
     beside = sum(max(pair) + (1 - hidden) * min(pair) for pair in pairs)

@@ -42,7 +42,14 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def what_there_is(needed: int, devices: Sequence[Any]) -> str:
-    """For an error where devices are too few: how many there are, and how a CPU makes more."""
+    """For an error where devices are too few: how many there are, and how a CPU makes more.
+
+    Args:
+        needed: Devices, of all processes together.
+        devices: Those that there are.
+
+    Example: `"there are 4; XLA_FLAGS=--xla_force_host_platform_device_count=8 divides a CPU"`.
+    """
     hint, processes = "", jax.process_count()
     if devices[0].platform == "cpu" and needed % processes == 0:
         each = f"={needed // processes}{' in each process' if processes > 1 else ''}"

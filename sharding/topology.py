@@ -90,8 +90,8 @@ def h200_nvswitch(num_ranks: int = 8) -> Topology:
     """H200 GPUs behind NVSwitch, as far as two of them were measured.
 
     By `bench/results/nvidia_h200/ring_attention.json`, permutes of 17, 67 and 268 MB take 5 µs more
-    for each further MB, and between 22 and 52 % of one are hidden. Two GPUs do not tell what one
-    reaches in sum over several peers: that is assumed as for `h100_nvswitch`.
+    for each further MB, and 22 to 52 % of one are hidden where that is more than noise. Two GPUs
+    do not tell what one reaches in sum over several peers: that is assumed as for `h100_nvswitch`.
     """
     return dataclasses.replace(
         h100_nvswitch(num_ranks),

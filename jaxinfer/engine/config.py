@@ -19,7 +19,8 @@ class EngineConfig:
         max_num_batched_tokens: Most tokens of one prefill call, padding included.
         steps_per_sync: Decode steps dispatched together.
         steps_per_program: Decode steps in one compiled program, which saves the host calls and is
-            another to compile; those of a group that do not fill one go one by one.
+            another to compile; divides `steps_per_sync`. The last steps of an answer, if they do
+            not fill one, go one by one.
         seed: For requests without their own.
         dtype: Of keys and values.
         implementation: As for `dispatch.parse_forced`; None: the measured choice.
@@ -47,6 +48,11 @@ class EngineConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
+        if self.steps_per_sync % self.steps_per_program:
+            raise ValueError(
+                f"steps_per_program must divide steps_per_sync={self.steps_per_sync}; "
+                f"got {self.steps_per_program}"
+            )
 
     @property
     def buckets(self) -> Buckets:

@@ -176,7 +176,16 @@ class Runner:
         return (rows, self._buckets.decode_width(pages), flags) in self._decoders
 
     def decode(self, steps: int, *, flags: SamplingFlags) -> Iterator[StepResult]:
-        """Advance every active row by so many tokens; the result of each call as it leaves."""
+        """Advance every active row by so many tokens.
+
+        Args:
+            steps: Tokens of each row.
+            flags: What the sampler needs.
+
+        Yields:
+            The result of each call, which is dispatched when it is asked for: of one step, or of
+            `steps_per_program` if `steps` is a multiple of that.
+        """
         assert self._state is not None, "set_rows comes first"
         at_once = self._steps_per_program
         if steps % at_once:

@@ -150,11 +150,10 @@ def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool)
     """
     tiles = (N // 2 if gated else N) // 64
     block_k = 64 if K % 128 or M > 64 else 128
-    for split in (4, 2):
-        shared = Tiling(64, block_k, split=split)
-        if block_k == 128 and not gated and suits(device, shared, tiles=tiles, K=K):
-            return deepest(device, shared, M=M, gated=gated)
-    return deepest(device, Tiling(64, block_k), M=M, gated=gated)
+    splits = (4, 2, 1) if block_k == 128 and not gated else (1,)
+    tilings = (Tiling(64, block_k, split=split) for split in splits)
+    tiling = next(tiling for tiling in tilings if suits(device, tiling, tiles=tiles, K=K))
+    return deepest(device, tiling, M=M, gated=gated)
 
 
 def candidates(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> list[Config]:

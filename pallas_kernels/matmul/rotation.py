@@ -19,7 +19,7 @@ from jaxinfer.pallas_kernels.plgpu import pl
 
 # A copy per token and half of a head: more of them are better made by a kernel of their own.
 MAX_TOKENS = 16
-HEAD_DIMS = (64, 128, 256)
+HEAD_DIMS = (64, 128, 256)  # that are a bank of 64 or 128 columns, or two of them
 
 
 @functools.partial(

@@ -54,7 +54,12 @@ def gather_heads(
 
 
 def gather(group: jax.Array, axis_name: Axis) -> jax.Array:
-    """`[n, ...]` a group of all ranks."""
+    """`[n, ...]` what all ranks have of a group.
+
+    Args:
+        group: `[2, B, c, K/m, H]` keys and values of a rank's tokens, some of their heads.
+        axis_name: Mesh axis of n ranks.
+    """
     return lax.all_gather(group, axis_name)
 
 
