@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -137,14 +137,23 @@ def kv_bytes(config: DecoderConfig, tokens: float) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """When tokens of the last request had reached the host: (seconds, tokens so far)."""
+    """When tokens of the last request had reached the host: (seconds, tokens so far).
+
+    Only while no other request had ended: what comes later is not the time of the whole batch.
+    """
 
     events: list[tuple[float, int]]
 
     def us_per_token(self, *, skip: int) -> float:
-        """Mean time between tokens after the first `skip`, µs."""
-        first = next(event for event in self.events if event[1] > skip)
-        last = self.events[-1]
+        """Mean time between tokens after the first `skip`, µs.
+
+        Raises:
+            WrongResult: there was no such time.
+        """
+        later = [event for event in self.events if event[1] > skip]
+        if len(later) < 2:
+            raise WrongResult(f"others ended before the last request had {skip} tokens")
+        first, last = later[0], later[-1]
         return 1e6 * (last[0] - first[0]) / (last[1] - first[1])
 
 
@@ -153,15 +162,24 @@ def run_engine(engine: Engine, tokens: Iterable[np.ndarray], new_tokens: int) ->
     params = SamplingParams(temperature=0.0, max_tokens=new_tokens, ignore_eos=True)
     start = time.perf_counter()
     names = [engine.add_request(row.tolist(), params) for row in tokens]
-    events, count = [], 0
+    events, count, alone = [], 0, False
     while engine.has_work:
-        for output in engine.step():
+        outputs = engine.step()
+        for output in outputs:
             if output.request_id == names[-1]:
                 count += sum(len(part.token_ids) for part in output.outputs)
-                events.append((time.perf_counter() - start, count))
+                if not alone:
+                    events.append((time.perf_counter() - start, count))
+        alone = alone or any(output.finished for output in outputs)
     if count != new_tokens:
         raise WrongResult(f"{count} tokens came, {new_tokens} were asked for")
     return Progress(events=events)
+
+
+def tokens_ahead(lengths: Sequence[int]) -> int:
+    """Tokens that the first request has before the last: others decode between long prompts' chunks."""
+    chunks = [-(-length // default_batched_tokens()) for length in lengths[1:]]
+    return _STEPS * sum(number - 1 for number in chunks)
 
 
 def measurement(

@@ -22,6 +22,7 @@ from bench.whole_model import (
     prompts,
     ragged_lengths,
     run_engine,
+    tokens_ahead,
     weight_bytes,
 )
 
@@ -102,10 +103,11 @@ class DecodeCase:
         return sum(self._lengths) + self.B * (_NEW_TOKENS // 2)
 
     def _engine(self, runner: str, seed: int) -> float:
-        engine = engine_of(self.model, runner, self.rows, self._prompt + 2 * _NEW_TOKENS)
+        new_tokens = _NEW_TOKENS + tokens_ahead(self._lengths)
+        engine = engine_of(self.model, runner, self.rows, self._prompt + _NEW_TOKENS + new_tokens)
         tokens = prompts(self.model, self.B, self._prompt, seed=seed)
         cut = [row[:length] for row, length in zip(tokens, self._lengths, strict=True)]
-        return run_engine(engine, cut, _NEW_TOKENS).us_per_token(skip=_WARM)
+        return run_engine(engine, cut, new_tokens).us_per_token(skip=_WARM)
 
     def _torch(self, runner: str, seed: int) -> float:
         """The difference of a long and a short answer, so that the prompt does not count."""
@@ -140,10 +142,12 @@ def cases() -> list[DecodeCase]:
         *(DecodeCase(model="smollm2-135m", B=B, S=1024, others=_OTHERS) for B in (1, 8, 64)),
         DecodeCase(model="llama-3-8b", B=1, S=1024, others=_OTHERS),
         DecodeCase(model="llama-3-8b", B=8, S=1024, others=ABLATIONS),
-        DecodeCase(model="llama-3-8b", B=64, S=1024),
-        DecodeCase(model="llama-3-8b", B=16, S=8192, ragged=True, rows=16),
-        DecodeCase(model="llama-3-8b", B=8, S=32_768, rows=8, tag="stress"),
-        DecodeCase(model="llama-2-7b", B=1, S=1024, rows=1, others=torch_peer.RUNNERS),
+        DecodeCase(model="llama-3-8b", B=64, S=1024, others=_OTHERS),
+        DecodeCase(model="llama-3-8b", B=16, S=8192, ragged=True, rows=16, others=_OTHERS),
+        DecodeCase(model="llama-3-8b", B=8, S=32_768, rows=8, others=_OTHERS, tag="stress"),
+        DecodeCase(
+            model="llama-2-7b", B=1, S=1024, rows=1, others=(*_OTHERS, *torch_peer.RUNNERS)
+        ),
         DecodeCase(model="smollm2-135m", B=2, S=80, rows=2, tag="ci"),
         DecodeCase(
             model="smollm2-135m", B=3, S=170, ragged=True, rows=4,
