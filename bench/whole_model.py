@@ -37,14 +37,14 @@ _SEPARATE = {
     "dispatch-joined-rope": "project_rope_write=mosaic",
     "dispatch-separate-rope": "project_rope_write=separate",
 }
-FUSED_STEPS = "dispatch-fused-steps"
+SINGLE_STEPS = "dispatch-single-steps"
 _STEPS = 8  # dispatched together
 ABLATIONS = (
     *(_WITHOUT + op for op in ("matmul", "decode_attention", "rope_kv_write", "add_rms_norm")),
     *_SEPARATE,
-    FUSED_STEPS,
+    SINGLE_STEPS,
 )
-"""The engine with one op in plain JAX, one launch more or less than it chooses, or steps in one."""
+"""The engine with one op in plain JAX, a launch more or less than it chooses, or steps alone."""
 
 # Two layers round a bfloat16 stream about a dozen times, 2^-9 each, and the last product once
 # more; float32 differs by the order of summation.
@@ -77,7 +77,7 @@ def _engine(name: str, model: Decoder, runner: str, rows: int, length: int) -> E
         max_num_seqs=rows,
         max_num_batched_tokens=default_batched_tokens(),
         steps_per_sync=_STEPS,
-        steps_per_program=_STEPS if runner == FUSED_STEPS else 1,
+        steps_per_program=1 if runner == SINGLE_STEPS else _STEPS,
         dtype=dtype(),
         implementation=_forced(runner),
         full_tables=runner.startswith("dispatch")
@@ -95,7 +95,7 @@ def _forced(runner: str) -> str | None:
         return _SEPARATE[runner]
     if runner.startswith(_WITHOUT):
         return runner.removeprefix(_WITHOUT) + "=xla"
-    return None if runner in ("dispatch", FUSED_STEPS) else runner
+    return None if runner in ("dispatch", SINGLE_STEPS) else runner
 
 
 @functools.lru_cache(maxsize=2)
@@ -177,7 +177,10 @@ def run_engine(engine: Engine, tokens: Iterable[np.ndarray], new_tokens: int) ->
 
 
 def tokens_ahead(lengths: Sequence[int]) -> int:
-    """Tokens that the first request has before the last: others decode between long prompts' chunks."""
+    """Tokens that the first request has before the last has any.
+
+    Between the chunks of a prompt that is too long for one call, others decode.
+    """
     chunks = [-(-length // default_batched_tokens()) for length in lengths[1:]]
     return _STEPS * sum(number - 1 for number in chunks)
 

@@ -10,9 +10,9 @@ from bench import plain_jax, torch_peer
 from bench.case import Measurement
 from bench.whole_model import (
     ABLATIONS,
-    FUSED_STEPS,
     MODELS,
     RUNNERS,
+    SINGLE_STEPS,
     dtype,
     engine_of,
     kv_bytes,
@@ -28,7 +28,7 @@ from bench.whole_model import (
 
 _NEW_TOKENS = 129  # the first comes from the prefill
 _WARM = 16
-_OTHERS = ("dispatch-joined-rope", "dispatch-separate-rope", FUSED_STEPS)
+_OTHERS = ("dispatch-joined-rope", "dispatch-separate-rope", SINGLE_STEPS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +151,6 @@ def cases() -> list[DecodeCase]:
         DecodeCase(model="smollm2-135m", B=2, S=80, rows=2, tag="ci"),
         DecodeCase(
             model="smollm2-135m", B=3, S=170, ragged=True, rows=4,
-            others=(*ABLATIONS[:4], FUSED_STEPS, *torch_peer.RUNNERS), tag="ci",
+            others=(*ABLATIONS[:4], SINGLE_STEPS, *torch_peer.RUNNERS), tag="ci",
         ),
     ]  # fmt: skip

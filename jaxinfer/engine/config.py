@@ -18,9 +18,9 @@ class EngineConfig:
         max_num_seqs: Most requests that decode together.
         max_num_batched_tokens: Most tokens of one prefill call, padding included.
         steps_per_sync: Decode steps dispatched together.
-        steps_per_program: Decode steps in one compiled program, which saves the host calls and is
-            another to compile; divides `steps_per_sync`. The last steps of an answer, if they do
-            not fill one, go one by one.
+        steps_per_program: Decode steps in one compiled program, which saves the host calls;
+            divides `steps_per_sync`. Programs run whole: the last steps of the last answer may be
+            for nothing.
         seed: For requests without their own.
         dtype: Of keys and values.
         implementation: As for `dispatch.parse_forced`; None: the measured choice.

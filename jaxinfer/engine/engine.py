@@ -306,10 +306,11 @@ class Engine:
         return then < now and self.runner.has_decoder(then, longest, flags=self._flags)
 
     def _steps_ahead(self) -> int:
-        """Steps worth dispatching now: none if all rows will have ended."""
+        """Steps worth dispatching now, in whole programs: none if all rows will have ended."""
         ahead = sum(group.steps for group in self._in_flight)
         left = max((r.remaining for r in self._scheduler.running), default=0) - ahead
-        return min(self.config.steps_per_sync, left)
+        programs = -(-left // self.config.steps_per_program)
+        return min(self.config.steps_per_sync, programs * self.config.steps_per_program)
 
     def _reserve(self, steps: int) -> bool:
         """Give every running request pages for the tokens of the next steps."""

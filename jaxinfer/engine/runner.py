@@ -76,7 +76,7 @@ class Runner:
             pages, self._whole = self._parallel.pages, self._parallel.replicated
         self._decode = jax.jit(
             self._decode_steps,
-            static_argnames=("flags", "steps"),
+            static_argnames="flags",
             donate_argnames=("pages", "state"),
             out_shardings=(pages, self._whole, self._whole),
         )
@@ -179,41 +179,38 @@ class Runner:
         """Advance every active row by so many tokens.
 
         Args:
-            steps: Tokens of each row.
+            steps: Tokens of each row; a multiple of `steps_per_program`.
             flags: What the sampler needs.
 
         Yields:
-            The result of each call, which is dispatched when it is asked for: of one step, or of
-            `steps_per_program` if `steps` is a multiple of that.
+            The result of each program, which is dispatched when it is asked for.
         """
         assert self._state is not None, "set_rows comes first"
-        at_once = self._steps_per_program
-        if steps % at_once:
-            at_once = 1
-        for _ in range(steps // at_once):
+        assert steps % self._steps_per_program == 0, "programs are whole"
+        for _ in range(steps // self._steps_per_program):
             with force_all(self._forced):
                 self._pages, self._state, result = self._decode(
-                    self._weights, pages=self._pages, state=self._state, flags=flags, steps=at_once
+                    self._weights, pages=self._pages, state=self._state, flags=flags
                 )
             yield result
 
     def _decode_steps(
-        self, weights: list[jax.Array], *, pages: Pages, state: DecodeState, flags: SamplingFlags,
-        steps: int,
-    ) -> tuple[Pages, DecodeState, StepResult]:  # fmt: skip
+        self, weights: list[jax.Array], *, pages: Pages, state: DecodeState, flags: SamplingFlags
+    ) -> tuple[Pages, DecodeState, StepResult]:
         self.programs += 1
         rows, width = state.page_table.shape
-        if steps == self._steps_per_program:
-            self._decoders.add((rows, width, flags))
+        self._decoders.add((rows, width, flags))
         step = functools.partial(self._decode_step, weights, flags)
-        if steps == 1:
+        if self._steps_per_program == 1:
             return step(pages, state)
 
         def body(carry: tuple[Pages, DecodeState], _: None):
             pages, state, result = step(*carry)
             return (pages, state), result
 
-        (pages, state), result = jax.lax.scan(body, (pages, state), None, length=steps)
+        (pages, state), result = jax.lax.scan(
+            body, (pages, state), None, length=self._steps_per_program
+        )
         return pages, state, result
 
     def _decode_step(

@@ -85,13 +85,16 @@ def choose_sizes(
         full_tables = not batch_invariant and reads_only_lengths(
             model.part, block_size, dtype, rows=rows, width=-(-length // page_size)
         )
+    steps = steps_per_sync or (2 if on_cpu else 8)
     return EngineConfig(
         max_model_len=length,
         num_pages=pages,
         page_size=page_size,
         max_num_seqs=rows,
         max_num_batched_tokens=tokens,
-        steps_per_sync=steps_per_sync or (2 if on_cpu else 8),
+        steps_per_sync=steps,
+        # Where the host computes, dispatching less saves nothing.
+        steps_per_program=1 if on_cpu else steps,
         dtype=dtype,
         seed=seed,
         implementation=implementation,

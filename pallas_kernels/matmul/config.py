@@ -13,10 +13,9 @@ MAX_ROWS = BUCKETS[-1]
 # Most sums of a thread: of its 232 registers some hold addresses, and squares up to 64 for a norm.
 _ACCUMULATORS = 144
 LARGE = 16 << 20  # bytes of a weight from which reading it, not launching, decides
-# Steps of small products wait for the host, to which a kernel of ours is more work than one of
-# XLA's: with it for all products, SmolLM2's on an H200 took 2.6 to 4.4 µs more for each, although
-# alone each is 1 to 2.5 µs faster (`docs/kernels/matmul.md`).
-_LAUNCH_US = 4.4
+# Of small products a launch more or less decides: where XLA multiplies, it adds a residual and
+# prepares a norm in kernels of their own, 1.5 to 1.7 µs each on an H200.
+_SMALL_GAIN_US = -1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,13 +63,13 @@ def key(*, M: int, K: int, N: int, gated: bool, transposed: bool) -> str:
 
 
 def least_gain_us(*, K: int, N: int) -> float:
-    """What the kernel must save by itself to be worth its launch in a step, µs.
+    """What the kernel must save by itself to be chosen for a step, µs; less than 0: it may lose.
 
     Args:
         K: Depth.
         N: Columns of the weight.
     """
-    return 0.0 if 2 * K * N >= LARGE else _LAUNCH_US
+    return 0.0 if 2 * K * N >= LARGE else _SMALL_GAIN_US
 
 
 def choose_config(
@@ -101,10 +100,10 @@ def heuristic(
     """The choice where nothing was measured. Arguments as of `choose_config`."""
     if M > MAX_ROWS or not device.is_hopper:
         return Choice(order=("xla",), config=None)
-    # Pairs of gate and up, with up to 8 tokens, take both within 7 % of the same time, either way:
-    # there only a measurement prefers the kernel.
-    close = gated and M <= 8
-    first = not close and not transposed and 2 * K * N >= LARGE
+    # Large pairs of gate and up, with up to 8 tokens, take both within 7 % of the same time, either
+    # way: there only a measurement prefers the kernel.
+    close = gated and M <= 8 and 2 * K * N >= LARGE
+    first = not close and not transposed
     config = heuristic_config(device, M=M, K=K, N=N, gated=gated)
     return Choice(order=("mosaic", "xla") if first else ("xla",), config=config)
 

@@ -64,12 +64,12 @@ def test_one_op_in_plain_jax(runner):
     assert check_runner("tiny", runner) < 2e-2
 
 
-def test_steps_in_one_program():
-    made = whole_model._engine(
-        "tiny", whole_model.model_of("tiny"), whole_model.FUSED_STEPS, 2, 128
-    )
-    assert made.config.steps_per_program == made.config.steps_per_sync == 8
-    assert check_runner("tiny", whole_model.FUSED_STEPS) < 2e-2
+@pytest.mark.parametrize(("runner", "steps"), [("dispatch", 8), (whole_model.SINGLE_STEPS, 1)])
+def test_steps_in_one_program(runner, steps):
+    made = whole_model._engine("tiny", whole_model.model_of("tiny"), runner, 2, 128)
+    assert made.config.steps_per_sync == 8
+    assert made.config.steps_per_program == steps
+    assert check_runner("tiny", runner) < 2e-2
 
 
 @pytest.mark.parametrize("runner", torch_peer.RUNNERS)

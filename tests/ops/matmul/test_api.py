@@ -112,7 +112,9 @@ def test_without_a_measurement_the_heuristic_decides(monkeypatch):
     assert chosen(8, 4096, 4096) == "mosaic"
     assert heuristic(8, 28_672, gated=True) == "xla"  # XLA reads as fast
     assert heuristic(16, 28_672, gated=True) == "mosaic"
-    assert chosen(64, 128, 128) == "xla"  # launching takes longer than reading
+    assert heuristic(8, 256, gated=True) == "mosaic"  # a launch decides
+    assert chosen(64, 128, 128) == "mosaic"
+    assert chosen(64, 120, 128) == "xla"  # no tile divides it
     assert chosen(256, 4096, 4096) == "xla"  # not flat
     assert chosen(64, 4096, 4096, CPU) == "xla"
 

@@ -252,7 +252,8 @@ def test_one_launch_needs_hopper():
     ((1, 32, 8, 128, 4096), "mosaic"),
     ((1, 32, 32, 128, 4096), "separate"),  # heads enough
     ((17, 32, 8, 128, 4096), "separate"),
-    ((8, 9, 3, 64, 576), "separate"),  # a small weight
+    ((8, 9, 3, 64, 576), "mosaic"),  # a small weight
+    ((8, 4, 1, 256, 640), "separate"),  # of wide heads
     ((1, 40, 8, 80, 5120), "separate"),
 ])  # fmt: skip
 def test_one_launch_is_chosen_where_it_pays(h100, sizes, order):
