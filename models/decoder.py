@@ -293,11 +293,15 @@ class Decoder(nnx.Module):
         normed: Tokens = self.layers[0].attn_norm(x)
         norms = [*(layer.attn_norm for layer in self.layers), self.final_norm]
         k_pages, v_pages = list(cache.k_pages), list(cache.v_pages)
+        # Decode attention counts in them; every layer leaves zeros to the next.
+        rows = tokens.shape[0] * self.part.num_kv_heads
+        counters = jax.new_ref(jnp.zeros((rows,), jnp.int32)) if tokens.shape[1] == 1 else None
         for i, layer in enumerate(self.layers):
             local = bool(config.local_layers) and config.local_layers[i]
             x, normed, k_pages[i], v_pages[i] = layer(
                 x, normed, angles.get(local, angles[False]), k_pages[i], v_pages[i],
                 cache.page_table, start, count, next_norm=norms[i + 1], fresh=fresh, shared=shared,
+                counters=counters,
             )  # fmt: skip
         cache = cache.replace(
             k_pages=tuple(k_pages), v_pages=tuple(v_pages), lengths=cache.lengths + num_tokens

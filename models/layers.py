@@ -123,6 +123,7 @@ class Attention(nnx.Module):
         *,
         fresh: bool,
         shared: SharedTokens | None = None,
+        counters: Any = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Attend from new tokens to everything before them, and remember their K and V.
 
@@ -136,6 +137,7 @@ class Attention(nnx.Module):
             num_tokens: `[B]` real tokens among the T.
             fresh: Every row starts at 0, so the chunk's own K and V are all there is.
             shared: The tokens, `start` and `num_tokens` are one device's share of this call's.
+            counters: As in `decode_attention`; all layers share them.
 
         Returns:
             What `o_proj` projects back, `[B, T, N·H]`, and both pools.
@@ -171,8 +173,9 @@ class Attention(nnx.Module):
             lengths = jnp.where(num_tokens > 0, start + num_tokens, 0)
             phi = None if self.phi is None else jnp.asarray(self.phi, jnp.float32)
             out = decode_attention(
-                q, k_pages, v_pages, page_table, lengths, softmax=self.softmax, phi=phi, **options
-            )
+                q, k_pages, v_pages, page_table, lengths, softmax=self.softmax, phi=phi,
+                counters=counters, **options,
+            )  # fmt: skip
         else:
             out = attention(
                 q, k_pages, v_pages, page_table=page_table, is_causal=True, q_offset=start,
@@ -232,6 +235,7 @@ class DecoderLayer(nnx.Module):
         next_norm: RMSNorm,
         fresh: bool,
         shared: SharedTokens | None = None,
+        counters: Any = None,
     ) -> tuple[jax.Array, Tokens, jax.Array, jax.Array]:
         """Apply, and normalise for whoever comes next: a product can do that where it ends.
 
@@ -245,12 +249,13 @@ class DecoderLayer(nnx.Module):
             next_norm: The next layer's `attn_norm`, or the model's last norm.
             fresh: As in `Attention`.
             shared: As in `Attention`.
+            counters: As in `Attention`.
 
         Returns:
             The next `x` and `normed`, and both pools.
         """
         heads, k_pages, v_pages = self.attention(
-            normed, angles, k_pages, v_pages, *batch, fresh=fresh, shared=shared
+            normed, angles, k_pages, v_pages, *batch, fresh=fresh, shared=shared, counters=counters
         )
         x, normed = _project(
             heads, self.attention.o_proj[...], x, self.mlp_norm,

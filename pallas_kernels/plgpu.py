@@ -62,6 +62,7 @@ __all__ = [
     "commit_smem",
     "copy_gmem_to_smem",
     "copy_smem_to_gmem",
+    "count_arrival",
     "interpret",
     "interpreting",
     "kernel",
@@ -97,6 +98,39 @@ def store(ref, value: jax.Array, *, optimized: bool = True) -> None:
         ref[...] = value
     else:
         _store(ref, value, optimized=optimized)
+
+
+def count_arrival(counter, before) -> None:
+    """Add 1 to a counter, after whatever this warpgroup stored and before whatever it loads next.
+
+    Of several CTAs that count, the one that finds all others counted may read what they stored.
+    The interpreter cannot run it.
+
+    Args:
+        counter: int32 scalar in global memory.
+        before: `[1]` int32 in shared memory; gets what the counter was.
+    """
+
+    def count(_, counter, before):
+        utils = _mosaic.utils
+        # The fences of the one thread hold for all that the barriers order (cumulativity).
+        utils.warpgroup_barrier()
+        utils.inline_ptx(
+            """{
+                .reg .u32 found;
+                @$2 atom.acq_rel.gpu.global.add.u32 found, [$0], 1;
+                @$2 st.shared.u32 [$1], found;
+            }
+            """,
+            utils.memref_ptr(counter),
+            utils.memref_ptr(before),
+            utils.single_thread_predicate(utils.ThreadSubset.WARPGROUP),
+            has_side_effects=True,
+        )
+        utils.warpgroup_barrier()
+
+    inline: Any = _mgpu.inline_mgpu(arg_types=(_mgpu.RefType(), _mgpu.RefType()))
+    inline(count)(counter, before)
 
 
 def interpreting() -> bool:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Literal, TypedDict, Unpack, get_args, overload
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ class _Options(TypedDict, total=False):
     softmax: Softmax
     phi: Array | None
     kv_layout: KVLayout
+    counters: Any
     implementation: Implementation
     config: Config | None
 
@@ -74,6 +75,7 @@ def decode_attention(
     kv_layout: KVLayout = "PKpH",
     return_residual: bool = False,
     return_fallbacks: bool = False,
+    counters: Any = None,
     implementation: Implementation = None,
     config: Config | None = None,
 ) -> Array | tuple[Array, ...]:
@@ -107,6 +109,10 @@ def decode_attention(
         return_residual: Also return the log-sum-exp of the logits.
         return_fallbacks: Also return how often the unified softmax had to fall back: pieces of
             a KV head's keys that were computed again, an int32 scalar; 0 where it was not run.
+        counters: A reference (`jax.new_ref`) to `[B·K]` int32 zeros, which are zeros again when
+            the call is over. CTAs count in them which of a request's keys are done. Calls that
+            follow each other, such as those of the layers of a step, may share one: each call
+            without takes a launch more to set its own to zero.
         implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.
         config: Tiling of the Mosaic kernel; default: measured, else by heuristic.
 
@@ -153,8 +159,10 @@ def decode_attention(
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale}")
     unified = _is_unified(softmax, phi, query.shape[2])
+    if counters is not None:
+        _check_counters(counters, query.shape[0] * sizes(k_pages.shape, kv_layout)[1])
     call = functools.partial(
-        _dispatch, query, k_pages, v_pages, page_table, lengths,
+        _dispatch, query, k_pages, v_pages, page_table, lengths, counters=counters,
         scale=float(scale), left_window=left_window, logits_softcap=logits_softcap,
         kv_layout=kv_layout, unified=unified, phi=phi if unified else None,
     )  # fmt: skip
@@ -167,8 +175,9 @@ def decode_attention(
 
 
 def _dispatch(
-    query, k_pages, v_pages, page_table, lengths, *, unified, phi, implementation, config, **options
-):
+    query, k_pages, v_pages, page_table, lengths,
+    *, unified, phi, counters, implementation, config, **options,
+):  # fmt: skip
     device = current_device()
     arrays = (query, k_pages, v_pages, page_table, lengths)
     B, T, N, H = query.shape
@@ -186,9 +195,13 @@ def _dispatch(
         if chosen is None:
             chosen = configs.heuristic_config(device, rows=rows, head_dim=H, page_size=page_size)
         configs.check_fits(chosen, device, rows=rows, head_dim=H)
-        return decode_attention_mosaic(
-            *arrays, **options, unified=unified, phi=phi, config=chosen, num_sms=device.num_sms
-        )
+        *found, counted = decode_attention_mosaic(
+            *arrays, **options, unified=unified, phi=phi, config=chosen, num_sms=device.num_sms,
+            counters=None if counters is None else counters[...],
+        )  # fmt: skip
+        if counters is not None:
+            counters[...] = counted
+        return tuple(found)
 
     def xla():
         return *decode_attention_xla(*arrays, **options), None  # online whatever was asked for
@@ -211,6 +224,14 @@ def _check_mosaic(device: DeviceSpec, query, K: int, page_size: int) -> None:
     rows = query.shape[1] * query.shape[2] // K
     if rows > configs.MAX_ROWS:
         raise refuse(f"{rows} query rows (T·N/K) per KV head", f"at most {configs.MAX_ROWS}")
+
+
+def _check_counters(counters, size: int) -> None:
+    if counters.shape != (size,) or counters.dtype != jnp.int32:
+        raise ValueError(
+            f"counters must be a reference to [{size}] int32, one per request and KV head; "
+            f"got {counters.shape} {counters.dtype}"
+        )
 
 
 def _check_contiguous(query, key, value) -> None:

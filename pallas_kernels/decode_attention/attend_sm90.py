@@ -1,6 +1,7 @@
-"""The first pass: every group's share of the keys, with wgmma.
+"""Every group's share of the keys, with wgmma.
 
-Requests that lie within one share are done with it; others are left in pieces.
+Requests that lie within one share are done with it. Others leave pieces, which the CTA that
+finishes the last of them merges, or a second kernel (`Shape.second_pass`).
 
 One warpgroup issues TMA copies of pages into a ring, one computes. With a unified softmax, a CTA
 that finds sums it cannot trust computes its whole share once more with the online softmax.
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.decode_attention.merge_sm90 import merged, write
 from jaxinfer.pallas_kernels.decode_attention.pages_sm90 import copy_pages, pages_of, zero_values
 from jaxinfer.pallas_kernels.decode_attention.shape import Shape
 from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
@@ -29,7 +31,7 @@ from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
 from jaxinfer.pallas_kernels.plgpu import pl
 
 
-def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
+def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi, counters):
     """Compute every piece; one that is all of a request is its result.
 
     Args:
@@ -40,12 +42,14 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
         page_table: `[B, M]` int32.
         lengths: `[B]` int32.
         phi: `[B·K·stride]` float32, reference of every row in base 2, if `shape.softmax` wants it.
+        counters: Reference to `[B·K]` int32 zeros: pieces that are there, while it runs.
 
     Returns:
-        Output `[B·K, R, H]` and natural lse `[B·K, rows]`, written for requests in one piece; the
-        others' pieces, normalised `[pieces, H, rows]` and base-2 lse `[pieces, rows]`, float32;
-        what the merge finds them by: `[B + 1]` int32, the number of each request's first unit (no
-        entry without units) and last the units of a group; `[CTAs]` int32, pieces computed again.
+        Output `[B·K, R, H]` and natural lse `[B·K, rows]`; with a second pass written for requests
+        in one piece; the others' pieces, normalised `[pieces, H, rows]` and base-2 lse
+        `[pieces, rows]`, float32; what a second pass finds them by: `[B + 1]` int32, the number of
+        each request's first unit (no entry without units) and last the units of a group; `[CTAs]`
+        int32, pieces computed again.
     """
     config, dtype = shape.config, rows.dtype
     pieces = shape.K * shape.division.pieces
@@ -70,6 +74,7 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
             p_smem=plgpu.SMEM((shape.rows, config.block), dtype, transforms=tiled),
             out_smem=plgpu.SMEM((shape.rows, COLUMNS_AT_ONCE), dtype),
             violations_smem=plgpu.SMEM((1,), jnp.int32),
+            arrived_smem=plgpu.SMEM((1,), jnp.int32),
             k_ready=plgpu.Barrier(num_arrivals=copies + 1, num_barriers=config.stages),
             v_ready=plgpu.Barrier(num_arrivals=copies, num_barriers=config.stages),
             k_free=plgpu.Barrier(num_barriers=config.stages),
@@ -83,14 +88,14 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi):
         thread_name="role",
         compiler_params=COMPILER,
     )
-    return kernel(rows, k_pages, v_pages, page_table, lengths, phi)
+    return kernel(rows, k_pages, v_pages, page_table, lengths, phi, counters)
 
 
 def _body(
     shape: Shape,
-    q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem, phi_gmem,
+    q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem, phi_gmem, counters_gmem,
     out_gmem, lse_gmem, piece_out, piece_lse, firsts_gmem, violations_gmem,
-    *, q_smem, k_smem, v_smem, p_smem, out_smem, violations_smem,
+    *, q_smem, k_smem, v_smem, p_smem, out_smem, violations_smem, arrived_smem,
     k_ready, v_ready, k_free, v_free, judged,
 ):  # fmt: skip
     cta = lax.axis_index("cta")
@@ -130,9 +135,11 @@ def _body(
 
             copy_pages(shape, v_gmem, v_smem.at[slot], v_ready.at[slot], head, pages, valid)
 
-            @pl.when((head == 0) & (block == division.blocks(length)[0]))
-            def _note_first():
-                firsts_gmem[request] = start.unit + i - passes * units
+            if shape.second_pass:
+
+                @pl.when((head == 0) & (block == division.blocks(length)[0]))
+                def _note_first():
+                    firsts_gmem[request] = start.unit + i - passes * units
 
             return following
 
@@ -142,9 +149,11 @@ def _body(
     def _load():
         plgpu.set_max_registers(40, action="decrease")
 
-        @pl.when(cta == 0)
-        def _note_share():
-            firsts_gmem[shape.B] = start.share
+        if shape.second_pass:
+
+            @pl.when(cta == 0)
+            def _note_share():
+                firsts_gmem[shape.B] = start.share
 
         load(0)
         loaded = units
@@ -160,6 +169,29 @@ def _body(
             slot = lax.rem(i, stages)
             plgpu.barrier_wait(k_free.at[slot])
             plgpu.barrier_wait(v_free.at[slot])
+
+    def merge(request, first_piece, pieces):
+        index = request * shape.K + head
+        result, lse = merged(
+            shape, piece_out, piece_lse, pieces=pieces, columns=shape.H,
+            first_piece=first_piece + head * division.pieces,
+        )  # fmt: skip
+        within = shape.tile_of(index)[1]
+        write(shape, result, out_smem, out_gmem, index=index, within=within)
+        plgpu.store(lse_gmem.at[index], lse, optimized=False)
+
+    def arrive(request, *, first_unit):
+        """A piece is stored: merge if it is the last of its request."""
+        index = request * shape.K + head
+        plgpu.count_arrival(counters_gmem.at[index], arrived_smem)
+        first_piece, pieces = division.pieces_of(
+            request, lengths_gmem[request], first_unit=first_unit, share=start.share
+        )
+
+        @pl.when(arrived_smem[0] == pieces - 1)
+        def _merge():
+            counters_gmem[index] = jnp.int32(0)
+            merge(request, first_piece, pieces)
 
     def compute(softmax: Online | Unified, passes: int):
         """Compute all units after `passes` that were computed before; pieces not to be trusted."""
@@ -209,16 +241,7 @@ def _body(
                 @pl.when(is_whole)
                 def _result():
                     index = request * shape.K + head
-                    rounded = result.astype(out_smem.dtype)
-                    rows = out_smem.at[pl.ds(within, shape.R)]
-                    for column in range(0, shape.H, COLUMNS_AT_ONCE):
-                        part = rounded[column : column + COLUMNS_AT_ONCE]
-                        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-                        part = plgpu.layout_cast(part, plgpu.Layout.WGMMA_TRANSPOSED)
-                        plgpu.store(out_smem.T, part, optimized=False)
-                        plgpu.commit_smem()
-                        columns = pl.ds(column, COLUMNS_AT_ONCE)
-                        plgpu.copy_smem_to_gmem(rows, out_gmem.at[index, :, columns])
+                    write(shape, result, out_smem, out_gmem, index=index, within=within)
                     plgpu.store(lse_gmem.at[index], lse / LOG2E, optimized=False)
 
                 @pl.when(jnp.logical_not(is_whole))
@@ -226,6 +249,8 @@ def _body(
                     number = head * division.pieces + group + request
                     plgpu.store(piece_out.at[number], result, optimized=False)
                     plgpu.store(piece_lse.at[number], lse, optimized=False)
+                    if not shape.second_pass:
+                        arrive(request, first_unit=start.unit + i - (block - first))
 
                 piece = Piece(begin, block + 1, length, within)
                 return violations + softmax.violations(total, acc, piece)
@@ -246,6 +271,13 @@ def _body(
         plgpu.set_max_registers(208, action="increase")
         if not is_unified:
             compute(Online(shape), 0)
+            if not shape.second_pass:
+
+                @pl.loop(group, shape.B, step=shape.groups)
+                def _empty(request):
+                    first, end = division.blocks(lengths_gmem[request])
+                    pl.when(first >= end)(lambda: merge(request, jnp.int32(0), jnp.int32(0)))
+
             plgpu.wait_smem_to_gmem(0)
             return
         phi = phi_gmem if shape.softmax == "unified by phi" else None

@@ -5,7 +5,7 @@ and the few query rows of a KV head sit in its short side, padded to 8 instead o
 
     Sᵀ [block, R] = K [block, H] · Qᵀ [H, R]        Oᵀ [H, R] += Vᵀ [H, block] · Pᵀ [block, R]
 
-Work division: `plan.py`. First pass: `attend_sm90.py`. Merge: `merge_sm90.py`.
+Work division: `plan.py`. The kernel: `attend_sm90.py`. Merging: `merge_sm90.py`.
 """
 
 import functools
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.attend_sm90 import attend
 from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout, sizes
 from jaxinfer.pallas_kernels.decode_attention.merge_sm90 import merge_pieces
@@ -49,15 +50,16 @@ def decode_attention_mosaic(
     logits_softcap: float | None = None,
     unified: bool = False,
     phi: jax.Array | None = None,
+    counters: jax.Array | None = None,
     kv_layout: KVLayout = "PKpH",
     config: Config,
     num_sms: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Attend with the Hopper kernel; shapes and meaning as in `api.decode_attention`.
 
     Returns:
-        Output `[B, T, N, H]` in the query's dtype, log-sum-exp `[B, T, N]` float32, and the number
-        of pieces that were computed again, int32.
+        Output `[B, T, N, H]` in the query's dtype, log-sum-exp `[B, T, N]` float32, the number of
+        pieces that were computed again, int32, and counters, zeros as they were given.
     """
     B, T, N, H = query.shape
     _, K, page_size = sizes(k_pages.shape, kv_layout)
@@ -66,18 +68,22 @@ def decode_attention_mosaic(
         B=B, T=T, K=K, G=N // K, H=H, page_size=page_size, kv_layout=kv_layout, config=config,
         groups=num_groups(num_ctas=num_sms * config.ctas_per_sm, num_kv_heads=K),
         scale=scale, left_window=left_window, softcap=logits_softcap, softmax=softmax,
+        interpreted=plgpu.interpreting(),
     )  # fmt: skip
     # Rows of one KV head side by side: [B·K, R, H] (free for T = 1).
     rows = query.reshape(B, T, K, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B * K, -1, H)
     rows = jnp.pad(rows, ((0, 0), (0, shape.stride - shape.R), (0, 0))).reshape(-1, H)
-    found = attend(shape, rows, k_pages, v_pages, page_table, lengths, _phi_of_rows(shape, phi))
-    *found, again = found
-    out, lse = merge_pieces(shape, lengths, *found)
+    if counters is None:
+        counters = jnp.zeros((B * K,), jnp.int32)
+    counting = jax.new_ref(counters)
+    keys = (k_pages, v_pages, page_table, lengths)
+    *found, again = attend(shape, rows, *keys, _phi_of_rows(shape, phi), counting)
+    out, lse = merge_pieces(shape, lengths, *found) if shape.second_pass else found[:2]
     out = out.reshape(B, K, T, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
     within = np.asarray([shape.tile_of(segment)[1] for segment in range(B * K)])
     lse = lse[np.arange(B * K)[:, None], within[:, None] + np.arange(shape.R)]
     lse = lse.reshape(B, K, T, shape.G).transpose(0, 2, 1, 3).reshape(B, T, N)
-    return out, lse, jnp.sum(again) if unified else jnp.int32(0)
+    return out, lse, jnp.sum(again) if unified else jnp.int32(0), jax.freeze(counting)
 
 
 def _phi_of_rows(shape: Shape, phi: jax.Array | None) -> jax.Array:

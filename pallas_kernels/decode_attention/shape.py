@@ -84,6 +84,16 @@ class Shape:
     left_window: int | None
     softcap: float | None
     softmax: Softmax
+    interpreted: bool = False
+
+    @property
+    def second_pass(self) -> bool:
+        """Whether a kernel of its own merges pieces.
+
+        Where pieces may be computed again nobody can tell when the last one is there, and the
+        interpreter has no atomic addition.
+        """
+        return self.interpreted or self.softmax != "online"
 
     @property
     def R(self) -> int:

@@ -188,3 +188,9 @@ def test_integers_of_any_width(dtype):
     narrow = {name: given[name].astype(dtype) for name in ("page_table", "lengths")}
     call = functools.partial(decode_attention, return_residual=True, implementation="xla")
     same_bits(call(**given | narrow), call(**given))
+
+
+def test_counters_of_another_shape_are_refused():
+    counters = jax.new_ref(jnp.zeros((3,), jnp.int32))
+    with pytest.raises(ValueError, match=r"counters must be a reference to \[\d+\] int32"):
+        decode_attention(**arguments(), counters=counters)

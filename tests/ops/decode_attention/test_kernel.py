@@ -82,6 +82,21 @@ def test_empty_rows(hopper, lengths):
     assert np.isfinite(out).all()
 
 
+def test_calls_share_counters(hopper):
+    """Each leaves zeros to the next."""
+    arrays = inputs(make_inputs, SMALL, 15)
+
+    def twice(*arrays):
+        counters = jax.new_ref(jnp.zeros((SMALL.B * SMALL.K,), jnp.int32))
+        call = op("mosaic", config=BLOCKS_OF_64, counters=counters)
+        return *call(*arrays), *call(*arrays), counters[...]
+
+    *got, counters = hopper.run(twice, *arrays, num_sms=4)
+    check(SMALL, got[:2], call_reference(SMALL, arrays))
+    same_bits(got[:2], got[2:])
+    assert not np.asarray(counters).any()
+
+
 def test_pages_in_another_order_give_equal_bits(hopper):
     query, k_pages, v_pages, table, lengths = inputs(make_inputs, SMALL, 12)
     order = jax.random.permutation(jax.random.key(1), len(k_pages))
