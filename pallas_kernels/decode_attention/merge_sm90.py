@@ -12,7 +12,7 @@ from jaxinfer.pallas_kernels.decode_attention.shape import Shape
 from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import COLUMNS_AT_ONCE, COMPILER, LOG2E
 from jaxinfer.pallas_kernels.plgpu import pl
 
-_GROUP = 4  # pieces whose loads are in flight together
+_GROUP = 8  # pieces whose loads are in flight together
 _IN_FLIGHT = 64  # most values per thread of these
 
 
