@@ -23,15 +23,16 @@ def attention(
             first, end = _span(offset + t, held, is_causal, local_window_size)
             if first >= end:
                 continue
-            for n in range(N):
-                head = n // (N // K)
-                row = key[b, first:end, head] @ query[b, t, n]
-                row = row * (H**-0.5 if scale is None else scale)
-                if logits_softcap is not None:
-                    row = logits_softcap * np.tanh(row / logits_softcap)
-                weights = np.exp(row - row.max())
-                lse[b, t, n] = row.max() + np.log(weights.sum())
-                out[b, t, n] = weights @ value[b, first:end, head] / weights.sum()
+            keys, values = (x[b, first:end].swapaxes(0, 1) for x in (key, value))  # [K, S, H]
+            rows = query[b, t].reshape(K, N // K, H) @ keys.swapaxes(1, 2)
+            rows = rows * (H**-0.5 if scale is None else scale)
+            if logits_softcap is not None:
+                rows = logits_softcap * np.tanh(rows / logits_softcap)
+            most = rows.max(axis=-1, keepdims=True)
+            weights = np.exp(rows - most)
+            total = weights.sum(axis=-1, keepdims=True)
+            lse[b, t] = (most + np.log(total)).reshape(N)
+            out[b, t] = (weights @ values / total).reshape(N, H)
     return out, lse
 
 
