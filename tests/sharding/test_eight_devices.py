@@ -10,10 +10,11 @@ import pytest
 from tests.paths import REPOSITORY
 
 FOLDER = Path(__file__).parent / "eight_devices"
-# A process takes seconds to start: one for each of the files that take longest, two for the rest.
-LONGEST = {"test_engine.py", "test_engine_sequence.py", "test_models.py", "test_ring_attention.py"}
-OTHERS = sorted({path.name for path in FOLDER.glob("test_*.py")} - LONGEST)
-GROUPS = [[name] for name in sorted(LONGEST)] + [OTHERS[::2], OTHERS[1::2]]
+# A process takes seconds to start: one for engines, one for attention, one for the rest.
+FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+ENGINES = [name for name in FILES if name.startswith("test_engine")]
+ATTENTION = ["test_exchange.py", "test_ring_attention.py", "test_ulysses.py", "test_whole.py"]
+GROUPS = [ENGINES, ATTENTION, [name for name in FILES if name not in ENGINES + ATTENTION]]
 FLAG = "--xla_force_host_platform_device_count=8"
 
 
