@@ -110,8 +110,10 @@ def run_mosaic(
     M, device = math.prod(x.shape[:-1]), current_device()
     gated, tiles = gate is not None, 1 + (residual is not None) + (norm is not None)
     if rotation is not None:
-        gated = rotation.heads.banks == 2  # as many weights as with a gate
-        tiles = rotation.heads.tiles
+        wanted = config or choice.config
+        heads = rotation.heads if wanted is None else rotation.heads_of(wanted)
+        gated = heads.banks == 2  # as many weights as with a gate
+        tiles = heads.tiles
     beside: dict[str, Any] = {
         "tiles": tiles,
         "sums": norm is not None

@@ -29,6 +29,7 @@ class Tiling:
         split: As in `Config`.
         ring_kib: Most that the weights in the ring take, KiB; 0: as many stages as fit, at most 12.
             What deep rings wait for is spread over more of the memory, which then reads slower.
+        halves: As in `Config`.
     """
 
     block_n: int
@@ -36,6 +37,7 @@ class Tiling:
     cluster: int = 1
     split: int = 1
     ring_kib: int = 0
+    halves: bool = False
 
     @property
     def name(self) -> str:
@@ -209,7 +211,7 @@ def deepest(device: DeviceSpec, tiling: Tiling, *, M: int, gated: bool) -> Confi
     for stages in range(12, 1, -1):
         config = Config(
             block_n=tiling.block_n, block_k=tiling.block_k, stages=stages, cluster=tiling.cluster,
-            split=tiling.split,
+            split=tiling.split, halves=tiling.halves,
         )  # fmt: skip
         if config.accumulators(M, gated=gated) > _ACCUMULATORS:
             return None

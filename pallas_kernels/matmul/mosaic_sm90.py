@@ -19,7 +19,7 @@ from jax import lax
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate, gated
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
-from jaxinfer.pallas_kernels.matmul.rotation import Rotation
+from jaxinfer.pallas_kernels.matmul.rotation import MAX_TOKENS, Places, Rotation
 from jaxinfer.pallas_kernels.matmul.shape import CLUSTER, Config, Shape, num_ctas
 from jaxinfer.pallas_kernels.plgpu import pl
 
@@ -58,7 +58,7 @@ def matmul_mosaic(
     N = weight.shape[0 if transposed else 1]
     shape = Shape(
         M=tokens.shape[0], K=K, columns=N, transposed=transposed, gate=gate,
-        heads=None if rotation is None else rotation.heads,
+        heads=None if rotation is None else rotation.heads_of(config),
         eps=0.0 if undivided is None else undivided.eps,
         square_tiles=0 if undivided is None else undivided.tiles, config=config, num_sms=num_sms,
     )  # fmt: skip
@@ -101,20 +101,25 @@ def matmul_mosaic(
     if rotation is not None:
         if shape.banks == 2:
             scratch["second_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
-        scratch |= rotation.heads.scratch(shape.rows)
+        heads = rotation.heads_of(config)
+        scratch |= heads.scratch(shape.rows)
         beyond = ((0, shape.rows - shape.M), (0, 0))
-        angles = rotation.heads.angles(rotation.cos, rotation.sin)
+        angles = heads.angles(rotation.cos, rotation.sin)
         inputs["cos"], inputs["sin"] = (jnp.pad(x, beyond).T for x in angles)
-        inputs["page"], inputs["slot"] = rotation.page, rotation.slot
+        missing = -shape.M % MAX_TOKENS if shape.M > MAX_TOKENS else 0
+        inputs["page"], inputs["slot"] = (
+            jnp.pad(x, (0, missing), constant_values=-1) for x in (rotation.page, rotation.slot)
+        )
         if rotation.q_norm is not None and rotation.k_norm is not None:
             inputs["q_norm"], inputs["k_norm"] = rotation.q_norm.weight, rotation.k_norm.weight
         inputs["k_pages"], inputs["v_pages"] = (
             jax.new_ref(x) for x in (rotation.k_pages, rotation.v_pages)
         )
-    if shape.partial is not None:
-        scratch |= shape.partial.scratch()
-        outputs |= shape.partial.outputs(shape.tiles)
-    members = config.cluster * config.split
+    exchange = shape.partial or shape.swap
+    if exchange is not None:
+        scratch |= exchange.scratch()
+        outputs |= exchange.outputs(shape.ctas)
+    members = config.cluster * config.split * (1 + config.halves)
     cluster: dict[str, Any] = dict(cluster=(members,), cluster_names=(CLUSTER,))
     kernel = plgpu.kernel(
         functools.partial(_body, shape, (*inputs, *outputs)),
@@ -153,6 +158,7 @@ def _body(
     stages, k_steps = jnp.int32(config.stages), jnp.int32(shape.k_steps)
     part = lax.axis_index(CLUSTER) if config.split > 1 else jnp.int32(0)
     is_first = part == 0
+    half = lax.axis_index(CLUSTER) if config.halves else jnp.int32(0)
     if config.split > 1:
         # Neighbours in depth go to different CTAs: together they read a piece of memory in order.
         k_steps = lax.div(k_steps - part + (config.split - 1), jnp.int32(config.split))
@@ -160,7 +166,8 @@ def _body(
 
     def first_column(wave):
         """Of the CTA's tile; CTAs without one go along, so that their cluster stays in step."""
-        return shape.column(lax.min(cta + wave * shape.ctas, jnp.int32(shape.tiles - 1)))
+        column = shape.column(lax.min(cta + wave * shape.ctas, jnp.int32(shape.tiles - 1)))
+        return column + half * config.block_n if config.halves else column
 
     @pl.when(role == 0)
     def _load():
@@ -198,13 +205,13 @@ def _body(
         plgpu.set_max_registers(232, action="increase")
         # Loaded now, used after the product: nobody waits for them.
         squares = _squares(shape, gmem["squares"]) if "squares" in gmem else None
-        angles, places = [], []
+        angles, places = [], None
         if shape.heads is not None:
             angles = [
                 plgpu.load(gmem[name], layout=plgpu.Layout.WGMMA, optimized=False)
                 for name in ("cos", "sin")
             ]
-            places = [(gmem["page"][token], gmem["slot"][token]) for token in range(shape.M)]
+            places = Places(shape.M, gmem["page"], gmem["slot"])
 
         def finish(banks, wave, column):
             """What follows the product, and the way to global memory."""
@@ -220,9 +227,20 @@ def _body(
                 ]
             if shape.heads is not None:
                 head = lax.div(column, jnp.int32(shape.heads.H))
+                if shape.swap is not None:
+                    other = shape.swap.swap(
+                        banks[0], gmem.get("mailbox", mailbox), arrived, cluster=cta, time=wave
+                    )
+                    is_second = half == 1
+                    banks = [
+                        jnp.where(is_second, other, banks[0]),
+                        jnp.where(is_second, banks[0], other),
+                    ]
                 if shape.heads.eps is not None:
                     banks = shape.heads.normalised(banks, head, gmem["q_norm"], gmem["k_norm"])
                 banks = shape.heads.rotated(banks, head, angles, turned_smem)
+                if shape.swap is not None:
+                    banks = [jnp.where(half == 1, banks[1], banks[0])]
                 plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                 tiles = [out_smem, second_smem][: shape.banks]
                 for tile, bank in zip(tiles, banks, strict=True):
@@ -233,7 +251,7 @@ def _body(
                 def _store_head():
                     assert shape.heads is not None, "asked above"
                     pages = gmem["k_pages"], gmem["v_pages"]
-                    shape.heads.store(tiles, head, places, out_gmem, *pages)
+                    shape.heads.store(tiles, head, places, out_gmem, *pages, first=half)
 
                 return
             result = banks[0] if shape.gate is None else gated(shape.gate, *banks)

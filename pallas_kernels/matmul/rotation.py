@@ -7,6 +7,7 @@ nothing of it in memory.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxinfer.pallas_kernels.plgpu import pl
 
 # A copy per token and half of a head: more of them are better made by a kernel of their own.
 MAX_TOKENS = 16
+MAX_TOKENS_OF_HALVES = 64  # CTAs with half a head have half of the copies, and of the sums
 HEAD_DIMS = (64, 128, 256)  # that are a bank of 64 or 128 columns, or two of them
 
 
@@ -61,6 +63,47 @@ class Rotation:
             eps = (self.q_norm.eps, self.k_norm.eps)
         return Heads(self.num_heads, self.k_pages.shape[1], self.k_pages.shape[3], eps)
 
+    def heads_of(self, config: Any) -> "Heads":
+        """`heads` under a tiling (a `Config`), whose tiles may be halves of them."""
+        return dataclasses.replace(self.heads, halves=config.halves)
+
+
+class Places:
+    """Where tokens go. Of a few, pages and slots are read at once and kept in registers.
+
+    Attributes:
+        tokens: M.
+    """
+
+    def __init__(self, tokens: int, page_gmem, slot_gmem):
+        """Read where the first tokens go.
+
+        Args:
+            tokens: M.
+            page_gmem: `[M]` int32, padded to a multiple of 16 where M is more; -1: nowhere.
+            slot_gmem: As `page_gmem`.
+        """
+        self.tokens, self._gmem = tokens, (page_gmem, slot_gmem)
+        self._known = self._read(0) if tokens <= MAX_TOKENS else None
+
+    def each(self, write: Callable[[Any, Any, Any], None]) -> None:
+        """Call `write(token, page, slot)` for every token that goes somewhere."""
+        if self._known is not None:
+            self._call(write, 0, self._known)
+            return
+
+        @pl.loop(0, -(-self.tokens // MAX_TOKENS))
+        def _several(i):
+            self._call(write, i * MAX_TOKENS, self._read(i * MAX_TOKENS))
+
+    def _read(self, first) -> list[tuple[Any, Any]]:
+        count = min(self.tokens, MAX_TOKENS)
+        return [tuple(gmem[first + i] for gmem in self._gmem) for i in range(count)]
+
+    def _call(self, write, first, places) -> None:
+        for i, (page, slot) in enumerate(places):
+            pl.when(page >= 0)(functools.partial(write, first + i, page, slot))
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heads:
@@ -68,29 +111,37 @@ class Heads:
 
     A tile is a head. One of 128 or 256 columns is in two banks, its first half and its second: what
     is rotated together lies in the same thread. One of 64 is a single bank, and the other half's
-    elements come through shared memory.
+    elements come through shared memory. Or a tile is half a head of 128 or 256 columns, and the
+    other half comes from another CTA.
 
     Attributes:
         N: Query heads.
         K: Heads of keys, and of values.
         H: Width of a head.
         eps: Added to the mean squares of queries and keys; None: they are not normalised.
+        halves: Tiles are halves of heads.
     """
 
     N: int
     K: int
     H: int
     eps: tuple[float, float] | None = None
+    halves: bool = False
+
+    @property
+    def in_halves(self) -> bool:
+        """Whether what is rotated together lies in two arrays of registers."""
+        return self.H > 64
 
     @property
     def banks(self) -> int:
         """Of a tile."""
-        return 2 if self.H > 64 else 1
+        return 2 if self.in_halves and not self.halves else 1
 
     @property
     def bank(self) -> int:
         """Columns of a bank."""
-        return self.H // self.banks
+        return self.H // 2 if self.in_halves else self.H
 
     def angles(self, cos, sin) -> tuple[Any, Any]:
         """`[M, bank]` factors of an element and of the one it is rotated with, float32.
@@ -100,13 +151,13 @@ class Heads:
             sin: `[M, H/2]`.
         """
         cos, sin = cos.astype(jnp.float32), sin.astype(jnp.float32)
-        if self.banks == 2:
+        if self.in_halves:
             return cos, sin
         return jnp.concatenate([cos, cos], axis=1), jnp.concatenate([-sin, sin], axis=1)
 
     def scratch(self, rows: int) -> dict[str, Any]:
         """Shared memory in which a head of one bank is turned by half its width."""
-        if self.banks == 2:
+        if self.in_halves:
             return {}
         layout = (plgpu.TilingTransform((8, 8)), plgpu.SwizzleTransform(32))
         return {"turned_smem": plgpu.SMEM((2 * self.H, rows), jnp.float32, transforms=layout)}
@@ -114,7 +165,7 @@ class Heads:
     @property
     def tiles(self) -> int:
         """Tiles of 16-bit elements on their way out, and in `scratch`."""
-        return 2 if self.banks == 2 else 5
+        return self.banks if self.in_halves else 5
 
     def normalised(self, banks, head, q_gmem, k_gmem) -> list[Any]:
         """A head under its norm, unless it holds values.
@@ -173,35 +224,35 @@ class Heads:
             other = plgpu.load(turned, layout=plgpu.Layout.WGMMA, optimized=False)
             return (bank * cosine + other * sine,)
 
-        return self._unless_values(head, banks, in_banks if self.banks == 2 else through_memory)
+        return self._unless_values(head, banks, in_banks if self.in_halves else through_memory)
 
-    def store(self, banks, head, places, q_gmem, k_gmem, v_gmem) -> None:
+    def store(self, banks, head, places, q_gmem, k_gmem, v_gmem, *, first: Any = 0) -> None:
         """Send a head's rows to where they belong.
 
         Args:
             banks: Tiles `[rows, bank]` in shared memory, committed.
             head: Its number.
-            places: Page and slot of every token.
+            places: How many tokens there are, and page and slot of each.
             q_gmem: `[M, N·H]`.
             k_gmem: `[P, K, p, H]`.
             v_gmem: `[P, K, p, H]`.
+            first: Which half of the head the first bank is.
         """
-        tokens, width = len(places), self.bank
+        width = self.bank
 
         @pl.when(head < self.N)
         def _queries():
             for i, tile in enumerate(banks):
-                columns = pl.ds(head * self.H + i * width, width)
-                plgpu.copy_smem_to_gmem(tile.at[pl.ds(0, tokens)], q_gmem.at[:, columns])
+                columns = pl.ds(head * self.H + (first + i) * width, width)
+                plgpu.copy_smem_to_gmem(tile.at[pl.ds(0, places.tokens)], q_gmem.at[:, columns])
 
         def write(pages, number):
-            for token, (page, slot) in enumerate(places):
-
-                @pl.when(page >= 0)
-                def _token(token=token, page=page, slot=slot):
-                    for i, tile in enumerate(banks):
-                        target = pages.at[page, number, pl.ds(slot, 1), pl.ds(i * width, width)]
-                        plgpu.copy_smem_to_gmem(tile.at[pl.ds(token, 1)], target)
+            @places.each
+            def _token(token, page, slot):
+                for i, tile in enumerate(banks):
+                    columns = pl.ds((first + i) * width, width)
+                    target = pages.at[page, number, pl.ds(slot, 1), columns]
+                    plgpu.copy_smem_to_gmem(tile.at[pl.ds(token, 1)], target)
 
         is_key = (head >= self.N) & (head < self.N + self.K)
         pl.when(is_key)(lambda: write(k_gmem, head - self.N))

@@ -1,20 +1,33 @@
 """Which implementation of `rope_kv_write` is tried first, and whether the projection joins it."""
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from jaxinfer.pallas_kernels.device import DeviceSpec
 from jaxinfer.pallas_kernels.matmul.config import LARGE, Tiling, deepest, suits, with_room
-from jaxinfer.pallas_kernels.matmul.rotation import HEAD_DIMS, MAX_TOKENS, Heads
+from jaxinfer.pallas_kernels.matmul.rotation import (
+    HEAD_DIMS,
+    MAX_TOKENS,
+    MAX_TOKENS_OF_HALVES,
+    Heads,
+)
 from jaxinfer.pallas_kernels.matmul.shape import Config
 
 PREFERRED = ("mosaic", "xla")
 
-# Of one launch for both, tilings that compete, by name: how many CTAs share the depth of a head,
-# and the most that the weights in the ring take, KiB (0: as many as fit).
-ONE_LAUNCH = {"x1": (1, 0), "x1-r96": (1, 96), "x2": (2, 0), "x2-r96": (2, 96)}
+# Of one launch for both, tilings that compete, by name: how many CTAs share the depth of a head, or
+# have a half of it each, and the most that the weights in the ring take, KiB (0: what fits).
+ONE_LAUNCH: dict[str, dict[str, Any]] = {
+    "x1": {}, "x1-r96": {"ring_kib": 96},
+    "x2": {"split": 2}, "x2-r96": {"split": 2, "ring_kib": 96},
+    "halves": {"halves": True}, "halves-r96": {"halves": True, "ring_kib": 96},
+}  # fmt: skip
 _SHARED = "x2-r96"
 _WIDEST_OF_SMALL = (
     128  # heads of 256 take 1.9 µs longer with Gemma 3's projection, of 128 at most 1.1
 )
-PREFERRED_TILINGS = (_SHARED, "x1")  # the first that suits
+PREFERRED_TILINGS = (_SHARED, "x1", "halves")  # the first that suits
 
 
 def with_projection(device: DeviceSpec, heads: Heads, *, M: int, D: int) -> tuple[str, ...]:
@@ -54,14 +67,19 @@ def one_launch_config(
         tiling: Of `ONE_LAUNCH`; None: the first of `PREFERRED_TILINGS` that suits.
     """
     names = PREFERRED_TILINGS if tiling is None else (tiling,)
-    fitting = (_fit(device, heads, *ONE_LAUNCH[name], M=M, D=D) for name in names)
+    fitting = (_fit(device, heads, ONE_LAUNCH[name], M=M, D=D) for name in names)
     return next((config for config in fitting if config is not None), None)
 
 
 def _fit(
-    device: DeviceSpec, heads: Heads, split: int, ring_kib: int, *, M: int, D: int
+    device: DeviceSpec, heads: Heads, tiling: Mapping[str, Any], *, M: int, D: int
 ) -> Config | None:
-    wanted = Tiling(heads.bank, 64, split=split, ring_kib=ring_kib)
+    halves = tiling.get("halves", False)
+    if (MAX_TOKENS_OF_HALVES if halves else MAX_TOKENS) < M or (halves and not heads.in_halves):
+        return None
+    heads = dataclasses.replace(heads, halves=halves)
+    # Of a half, depth takes the place of the other half's columns.
+    wanted = Tiling(heads.bank, 128 if halves and D % 128 == 0 else 64, **tiling)
     # CTAs share the depth of a head under the same conditions as that of any tile.
     if not suits(device, wanted, tiles=heads.N + 2 * heads.K, K=D):
         return None

@@ -93,7 +93,7 @@ def _llama(B: int) -> ProjectSpec:
 
 
 SPECS: tuple[ProjectSpec, ...] = (
-    _llama(1), _llama(8), _llama(16),
+    _llama(1), _llama(8), _llama(16), _llama(64),
     ProjectSpec(model="llama-2-7b", B=1, D=4096, N=32, K=32, H=128),
     ProjectSpec(model="smollm2-135m", B=8, D=576, N=9, K=3, H=64),
     ProjectSpec(model="qwen2.5-0.5b", B=8, D=896, N=14, K=2, H=64, bias=True),

@@ -114,6 +114,36 @@ def test_ctas_that_share_the_depth_of_a_head(hopper):
     agree(run(hopper, given, 1, config=tiling), want(given, 1), "bfloat16")
 
 
+@pytest.mark.parametrize(("B", "N", "K", "H", "D", "options"), [
+    (1, 2, 1, 128, 128, {}),
+    (3, 1, 1, 128, 192, {"bias": True}),
+    (5, 1, 1, 256, 64, {}),
+    (21, 1, 1, 128, 64, {"absent": (3, 20)}),
+], ids=str)  # fmt: skip
+def test_halves_of_a_head(hopper, B, N, K, H, D, options):
+    """CTAs with the halves of a head swap them."""
+    given = arrays(B, N, K, H, D, **options)
+    tiling = Config(block_n=H // 2, block_k=64, stages=2, halves=True)
+    agree(run(hopper, given, N, config=tiling), want(given, N), given[0].dtype)
+
+
+def test_halves_of_a_head_under_a_norm(hopper):
+    given = arrays(3, 1, 1, 128, 64, bias=True)
+    tiling = Config(block_n=64, block_k=64, stages=2, halves=True)
+    got = run(hopper, given, 1, config=tiling, **norms(128))
+    agree(got, want(given, 1, **norms(128)), "bfloat16")
+
+
+def test_more_halves_than_pairs_of_ctas(hopper):
+    """Three tiles for each: mailboxes are used again."""
+    given = arrays(2, 3, 1, 128, 64)
+    kernel = functools.partial(
+        project_rope_write, num_heads=3, implementation="mosaic",
+        config=Config(block_n=64, block_k=64, stages=2, halves=True),
+    )  # fmt: skip
+    agree(hopper.run(kernel, *given, num_sms=5), want(given, 3), "bfloat16")
+
+
 def test_absent_tokens_are_written_nowhere(hopper):
     given = arrays(4, 1, 1, 128, 64, absent=(1, 3))
     x, *rest = given
@@ -223,7 +253,8 @@ def test_tilings_that_compete_agree(hopper, spec, tiling):
 
 
 @pytest.mark.parametrize(("sizes", "argument"), [
-    ((17, 1, 1, 128, 64), "17 tokens with their projection"),
+    ((65, 1, 1, 128, 64), "65 tokens with their projection"),
+    ((17, 1, 1, 64, 64), "17 tokens with their projection"),
     ((2, 2, 2, 32, 64), "head_dim 32 with the projection"),
 ])  # fmt: skip
 def test_what_one_launch_cannot_do_two_ops_do(h100, sizes, argument):
