@@ -21,7 +21,7 @@ from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.sampling_params import SamplingParams
 
-CONFIG = DecoderConfig.tiny(num_heads=9, num_kv_heads=3, tie_embeddings=True)
+CONFIG = DecoderConfig.tiny(num_layers=1, num_heads=9, num_kv_heads=3, tie_embeddings=True)
 PROMPTS = [[1, 2, 3], [(5 * i) % 250 for i in range(40)], [7] * 9]
 PARAMS = [
     SamplingParams(temperature=0, max_tokens=12),

@@ -153,9 +153,9 @@ def test_a_real_model():
     token after the first 11. By the axis `tensor` alone the model is in `test_processes.py`.
     """
     want = real.excerpt()
-    said = want["gen_ids"][5:17].tolist()
     asked = [want["prompt_ids"].tolist(), want["ids"][:11].tolist()]
     assert [len(prompt) for prompt in asked] == [5, 11]
+    said = want["gen_ids"][5:17].tolist()
     params = [GREEDY.replace(max_tokens=count) for count in (len(said), 1)]
     made = LLM(str(model_path("smollm2")), mesh="seq=2,tensor=2", dtype="float32", **SIZES)
     assert tokens(made.generate(asked, params)) == [said, [want["top_ids"][10, 0]]]
