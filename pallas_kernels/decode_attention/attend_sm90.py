@@ -30,6 +30,8 @@ from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
 )
 from jaxinfer.pallas_kernels.plgpu import pl
 
+_IN_ONE_GO = 32 * 128  # values that merging keeps, 32 per thread
+
 
 def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi, counters):
     """Compute every piece; one that is all of a request is its result.
@@ -172,13 +174,17 @@ def _body(
 
     def merge(request, first_piece, pieces):
         index = request * shape.K + head
-        result, lse = merged(
-            shape, piece_out, piece_lse, pieces=pieces, columns=shape.H,
-            first_piece=first_piece + head * division.pieces,
-        )  # fmt: skip
         within = shape.tile_of(index)[1]
-        write(shape, result, out_smem, out_gmem, index=index, within=within)
-        plgpu.store(lse_gmem.at[index], lse, optimized=False)
+        # All columns in one go where registers allow: what was found last still lies in some.
+        columns = shape.H if shape.H * shape.rows <= _IN_ONE_GO else COLUMNS_AT_ONCE
+        for begin in range(0, shape.H, columns):
+            result, lse = merged(
+                shape, piece_out, piece_lse, pieces=pieces, begin=begin, columns=columns,
+                first_piece=first_piece + head * division.pieces,
+            )  # fmt: skip
+            write(shape, result, out_smem, out_gmem, index=index, within=within, begin=begin)
+            if begin == 0:
+                plgpu.store(lse_gmem.at[index], lse, optimized=False)
 
     def arrive(request, *, first_unit):
         """A piece is stored: merge if it is the last of its request."""

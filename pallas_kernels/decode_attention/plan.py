@@ -5,8 +5,8 @@ block). CTAs come in groups of K, one for each KV head. Group g takes units
 `[g·share, (g+1)·share)`, whatever requests they belong to, so ragged lengths cost no balance; its
 CTAs read the heads of the same pages at about the same time, which lie side by side in memory.
 
-Where a group's boundary falls inside a request, the request's result comes in pieces that a second
-pass merges. The piece of request b that group g computes is number g + b: walking through the
+Where a group's boundary falls inside a request, the request's result comes in pieces that are
+merged in the end. The piece of request b that group g computes is number g + b: walking through the
 units, every new piece raises g or b or both, so no two pieces share a number and those of a request
 are neighbours.
 
