@@ -22,9 +22,8 @@ from jaxinfer.models.decoder import Decoder
 from jaxinfer.sampling_params import SamplingParams
 
 CONFIG = DecoderConfig.tiny(num_layers=1, num_heads=9, num_kv_heads=3, tie_embeddings=True)
-PROMPTS = [[1, 2, 3], [(5 * i) % 250 for i in range(40)], [7] * 9]
+PROMPTS = [[(5 * i) % 250 for i in range(40)], [7] * 9]
 PARAMS = [
-    SamplingParams(temperature=0, max_tokens=12),
     SamplingParams(temperature=1.0, seed=3, max_tokens=12, repetition_penalty=1.2, logprobs=2),
     SamplingParams(temperature=0, max_tokens=12, prompt_logprobs=1),
 ]
