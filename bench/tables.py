@@ -87,11 +87,13 @@ class Marker:
         op: Name of the op.
         words: Only cases whose names hold all of these.
         impl: Only these implementations, in this order; empty: all.
+        device: Only results of the device whose folder this is; empty: of all.
     """
 
     op: str
     words: tuple[str, ...] = ()
     impl: tuple[str, ...] = ()
+    device: str = ""
 
     @classmethod
     def parse(cls, line: str) -> "Marker":
@@ -102,12 +104,15 @@ class Marker:
         """
         match = _START.fullmatch(line)
         if match is None:
-            raise ValueError(f'expected <!-- bench:OP words="…" impl="…" -->; got {line}')
+            raise ValueError(
+                f'expected <!-- bench:OP words="…" impl="…" device="…" -->; got {line}'
+            )
         options = dict(_OPTION.findall(match[2]))
         words = tuple(options.pop("words", "").split())
         impl = tuple(name.strip() for name in options.pop("impl", "").split(",") if name.strip())
+        device = options.pop("device", "")
         if options:
-            raise ValueError(f"unknown option {next(iter(options))!r}; known: words, impl")
+            raise ValueError(f"unknown option {next(iter(options))!r}; known: words, impl, device")
         cases = select(cases_of(match[1]), tag="all", words=words)
         if not cases:
             raise ValueError(f"no case of {match[1]} has the words {' '.join(words)!r}")
@@ -115,12 +120,17 @@ class Marker:
         for name in impl:
             if name not in known and name != _OURS:
                 raise ValueError(f"unknown implementation {name!r}; known: {', '.join(known)}")
-        return cls(op=match[1], words=words, impl=impl)
+        return cls(op=match[1], words=words, impl=impl, device=device)
 
 
 def _block(marker: Marker, results: Path) -> str:
     command = f"`python -m bench run --op {marker.op} --save`"
     found = grids(marker.op, words=marker.words, results=results)
+    if marker.device:
+        known = sorted(path.name for path in results.iterdir())
+        if marker.device not in known:
+            raise ValueError(f"unknown device {marker.device!r}; known: {', '.join(known)}")
+        found = [grid for grid in found if grid.key == marker.device]
     if not found:
         return f"Not measured yet; {command} does it."
     return "\n\n".join(_table(grid, marker.impl) for grid in found) + f"\n\nMade by {command}."

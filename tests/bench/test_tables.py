@@ -59,6 +59,13 @@ def test_options_restrict_cases_and_columns(results):
     assert "those left out here compete too" in lines[0]
 
 
+def test_a_table_of_one_device_alone(results):
+    folder = next(path.name for path in results.iterdir())
+    assert block(f'add_rms_norm device="{folder}"', results) == block("add_rms_norm", results)
+    (results / "another").mkdir()
+    assert block('add_rms_norm device="another"', results)[0].startswith("Not measured yet")
+
+
 def test_a_faster_column_left_out_takes_the_bold(results):
     lines = block('add_rms_norm words="plain" impl="dispatch"', results)
     assert lines[3] == "| gemma-3-270m m8 d640 plain | 2.00 (mosaic) | 1.00 | 50% |"
@@ -138,6 +145,7 @@ def test_no_results(tmp_path):
         ('<!-- bench:attention word="x" -->\n<!-- /bench -->\n', "known: words, impl"),
         ('<!-- bench:attention words="nobody" -->\n<!-- /bench -->\n', "no case of attention"),
         ('<!-- bench:attention impl="cudn" -->\n<!-- /bench -->\n', "implementation 'cudn'"),
+        ('<!-- bench:attention device="h20" -->\n<!-- /bench -->\n', "unknown device 'h20'"),
     ],
 )
 def test_a_marker_that_is_wrong_is_an_error(tmp_path, text, message):
