@@ -371,7 +371,7 @@ class TestRefusals:
             ({"seed": -1}, "seed must not be negative; got -1"),
             (
                 {"num_gpu_blocks_override": 10**9},
-                r"KV cache of 1000000000 pages of 64 tokens takes 32768.0 GB, and \d+\.\d GB are "
+                r"KV cache of 1000000000 pages of 64 tokens takes 16384.0 GB, and \d+\.\d GB are "
                 "there; lower num_gpu_blocks_override",
             ),
         ],

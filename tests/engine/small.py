@@ -20,9 +20,9 @@ GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
 
 @functools.cache
-def decoder() -> Decoder:
-    """Random weights, two layers, one token per byte."""
-    return Decoder(DecoderConfig.tiny(), dtype=jnp.float32)
+def decoder(num_layers: int = 1) -> Decoder:
+    """Random weights, one token per byte; what layers do to each other is in `tests/models`."""
+    return Decoder(DecoderConfig.tiny(num_layers=num_layers), dtype=jnp.float32)
 
 
 @functools.cache

@@ -25,13 +25,16 @@ FLAGS = SamplingFlags()
 PROMPT = [(5 * i) % 250 + 1 for i in range(45)]
 
 
-def make(implementation: str | None = None, **buckets: object) -> Runner:
+def make(
+    implementation: str | None = None, *, steps_per_program: int = 1, **buckets: object
+) -> Runner:
     fields: dict[str, object] = {
         "max_num_seqs": 4, "max_num_batched_tokens": 64, "table_width": 8,
     }  # fmt: skip
     return Runner(
         decoder(), num_pages=24, page_size=16, dtype=jnp.float32, implementation=implementation,
         buckets=Buckets(**(fields | buckets)),  # type: ignore[arg-type]
+        steps_per_program=steps_per_program,
     )  # fmt: skip
 
 
@@ -176,11 +179,11 @@ def test_prompt_logprobs_equal_those_of_a_full_softmax():
 
 def test_weights_are_arguments_of_the_compiled_step():
     """Never constants inside of it: those would be copied, and folded at compile time."""
-    runner = make()
-    runner.set_rows([DecodeRow(token=3, length=1, budget=9, row=row([1]))], [[2]], flags=FLAGS)
     for steps in (1, 2):
+        runner = make(steps_per_program=steps)
+        runner.set_rows([DecodeRow(token=3, length=1, budget=9, row=row([1]))], [[2]], flags=FLAGS)
         traced = runner._decode.trace(
-            runner._weights, pages=runner._pages, state=runner._state, flags=FLAGS, steps=steps
+            runner._weights, pages=runner._pages, state=runner._state, flags=FLAGS
         )
         assert sum(np.size(const) for const in traced.jaxpr.consts) < 1000
 

@@ -25,7 +25,7 @@ PAGE = 2 * 2 * 64 * 2 * 16 * 4
 
 
 def choose(**fields) -> EngineConfig:
-    return choose_sizes(decoder(), **(DEFAULTS | fields))
+    return choose_sizes(decoder(2), **(DEFAULTS | fields))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def gpu(monkeypatch):
     """A device with memory for so many pages beside weights and activations."""
 
     def with_room_for(pages: float, stats: dict | None = None):
-        scratch = sizing._scratch_bytes(decoder().config, rows=64, tokens=8192, length=512)
+        scratch = sizing._scratch_bytes(decoder(2).config, rows=64, tokens=8192, length=512)
         limit = 1000 + scratch + int(pages * PAGE)
         known = {"bytes_limit": limit, "bytes_in_use": 1000} if stats is None else stats
         device = types.SimpleNamespace(memory_stats=lambda: known)
