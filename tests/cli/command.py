@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,20 +21,27 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "jaxinfer", *arguments]
 
 
+def kept_programs(variables: Mapping[str, str]) -> dict[str, str]:
+    """Variables by which a command finds what others have compiled, and keeps that for the next.
+
+    For commands that come one after another, none of which ends while it writes a file.
+    """
+    return {
+        "JAX_COMPILATION_CACHE_DIR": variables["JAXINFER_TEST_PROGRAMS"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+
 def run(
     *arguments: str, stdin: str = "", environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `jaxinfer …` to its end.
 
-    Where JAX is to keep nothing that it compiles, it keeps that for the next of these runs: they
-    come one after another, and none ends while it writes a file.
+    Where JAX is to keep nothing that it compiles, it keeps that for the next of these runs.
     """
     variables = os.environ | (environment or {})
     if variables.get("JAX_COMPILATION_CACHE_DIR") == "":
-        variables |= {
-            "JAX_COMPILATION_CACHE_DIR": variables["JAXINFER_TEST_PROGRAMS"],
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-        }
+        variables |= kept_programs(variables)
     return subprocess.run(
         command(*arguments), input=stdin, capture_output=True, text=True, timeout=300,
         cwd=REPOSITORY, env=variables, check=False,

@@ -18,6 +18,7 @@ def cache(tmp_path, monkeypatch):
     """The user's cache folder of jaxinfer, empty; nobody has decided on JAX's."""
     monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # much is compiled, and runs once
     return tmp_path / "cache"
 
 

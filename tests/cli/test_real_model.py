@@ -21,13 +21,22 @@ def model() -> str:
     return str(model_path("smollm2"))
 
 
-def test_it_knows_the_capital_of_france():
+CAPITAL = ("generate", "What is the capital of France?", "--max-tokens", "12", "--model")
+
+
+@pytest.fixture(scope="module")
+def answer() -> tuple[str, float]:
+    """To the question for the capital; and the seconds that it took."""
     start = time.monotonic()
-    done = run("generate", "What is the capital of France?", "--model", model(),
-               "--max-tokens", "20")  # fmt: skip
+    done = run(*CAPITAL, model())
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stderr
-    assert "Paris" in done.stdout
+    return done.stdout, seconds
+
+
+def test_it_knows_the_capital_of_france(answer):
+    said, seconds = answer
+    assert "Paris" in said
     assert seconds < FIRST_ANSWER_S
 
 
@@ -70,13 +79,8 @@ def test_perplexity(tmp_path):
     assert row["nll"] == pytest.approx(float(want["nll"].mean()), abs=2e-4)
 
 
-def test_a_conversion_answers_the_same(tmp_path):
+def test_a_conversion_answers_the_same(answer, tmp_path):
     out = tmp_path / "converted"
     done = run("convert", model(), str(out), "--dtype", "float32")
     assert done.returncode == 0, done.stderr
-    answers = [
-        run("generate", "What is the capital of France?", "--model", name, "--max-tokens", "12")
-        for name in (model(), str(out))
-    ]
-    assert answers[0].stdout == answers[1].stdout
-    assert "Paris" in answers[1].stdout
+    assert run(*CAPITAL, str(out)).stdout == answer[0]

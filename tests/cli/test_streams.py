@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.cli.command import REPOSITORY, command
+from tests.cli.command import REPOSITORY, command, kept_programs
 
 
 def shell(redirections: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -15,7 +15,7 @@ def shell(redirections: str, *arguments: str, **environment: str) -> subprocess.
     line = f"{shlex.join(command(*arguments))} {redirections}"
     return subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, cwd=REPOSITORY, timeout=120,
-        env=os.environ | environment, check=False,
+        env=os.environ | kept_programs(os.environ) | environment, check=False,
     )  # fmt: skip
 
 
