@@ -76,7 +76,9 @@ class LLM:
             gpu_memory_utilization: Share of the GPU's memory for weights and cache.
             num_gpu_blocks_override: Pages in the KV cache; default: what memory allows.
             steps_per_sync: Decode steps dispatched together; default 8, on a CPU 2. Streamed text
-                comes in pieces of this many tokens.
+                comes in pieces of this many tokens. On one GPU they are one program, which runs
+                whole: new requests wait for it, and the last steps of the longest answer may be
+                for nothing (`metrics.idle_steps`). Fewer suit answers of a few tokens.
             seed: For requests without their own; 0 or more.
             implementation: Use this implementation of every op that has it: `"xla"`, or on a GPU
                 `"cudnn"`. Or of single ops, as in `"matmul=xla,decode_attention=xla"`.

@@ -123,7 +123,7 @@ class Attention(nnx.Module):
         *,
         fresh: bool,
         shared: SharedTokens | None = None,
-        counters: Any = None,
+        counters: jax.Ref | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Attend from new tokens to everything before them, and remember their K and V.
 
@@ -164,7 +164,7 @@ class Attention(nnx.Module):
         if shared is not None:
             out = shared.attend(
                 q, *new, k_pages=k_pages, v_pages=v_pages, page_table=page_table, fresh=fresh,
-                **options,
+                counters=counters, **options,
             )  # fmt: skip
         elif fresh and T > 1:
             # Keys after a row's last token are hidden by causality; rows after it are not used.
@@ -235,7 +235,7 @@ class DecoderLayer(nnx.Module):
         next_norm: RMSNorm,
         fresh: bool,
         shared: SharedTokens | None = None,
-        counters: Any = None,
+        counters: jax.Ref | None = None,
     ) -> tuple[jax.Array, Tokens, jax.Array, jax.Array]:
         """Apply, and normalise for whoever comes next: a product can do that where it ends.
 

@@ -28,12 +28,12 @@ class Choice[C]:
 def decide(
     xla_us: float, kernel_us: Mapping[Any, float], *, least_gain_us: float = 0.0
 ) -> dict[str, Any]:
-    """The kernel where it is faster than XLA by more than `NOISE`, else XLA.
+    """The kernel where it is faster than XLA by more than `NOISE` and `least_gain_us`, else XLA.
 
     Args:
         xla_us: Median time of XLA, µs.
         kernel_us: The kernel's, by tiling, a dataclass; empty if it cannot serve the call.
-        least_gain_us: What it must save besides, µs.
+        least_gain_us: What it must save besides, µs; less than 0: what it may take longer.
 
     Returns:
         `implementation`; `us`, the times of XLA and of the best tiling; and `config`, that tiling,
@@ -45,7 +45,8 @@ def decide(
     faster = kernel_us[best] + least_gain_us < (1 - NOISE) * xla_us
     return {
         "implementation": "mosaic" if faster else "xla",
-        "config": dataclasses.asdict(best),
+        # A switch that is off is no size, and data of before it was there are the same.
+        "config": {k: v for k, v in dataclasses.asdict(best).items() if v is not False},
         "us": {"xla": _digits(xla_us), "mosaic": _digits(kernel_us[best])},
     }
 

@@ -53,9 +53,7 @@ class DecodeAttention(Op[DecodeSpec, Config]):
 
     def candidates(self, device: DeviceSpec, spec: DecodeSpec) -> list[Config]:
         """See `config.candidates`."""
-        return configs.candidates(
-            device, B=spec.B, N=spec.N, K=spec.K, H=spec.H, page_size=spec.page_size
-        )
+        return configs.candidates(device, N=spec.N, K=spec.K, H=spec.H, page_size=spec.page_size)
 
     def heuristic(self, device: DeviceSpec, spec: DecodeSpec) -> Config | None:
         """The kernel wherever it can serve."""

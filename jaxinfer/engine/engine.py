@@ -307,10 +307,13 @@ class Engine:
 
     def _steps_ahead(self) -> int:
         """Steps worth dispatching now, in whole programs: none if all rows will have ended."""
-        ahead = sum(group.steps for group in self._in_flight)
-        left = max((r.remaining for r in self._scheduler.running), default=0) - ahead
-        programs = -(-left // self.config.steps_per_program)
+        programs = -(-self._steps_left() // self.config.steps_per_program)
         return min(self.config.steps_per_sync, programs * self.config.steps_per_program)
+
+    def _steps_left(self) -> int:
+        """Steps that the longest answer may still need beyond those in flight."""
+        ahead = sum(group.steps for group in self._in_flight)
+        return max((r.remaining for r in self._scheduler.running), default=0) - ahead
 
     def _reserve(self, steps: int) -> bool:
         """Give every running request pages for the tokens of the next steps."""
@@ -348,6 +351,7 @@ class Engine:
             ]
             tables = [self.pages.owned(request) for request in self._rows]
             self.runner.set_rows(rows, tables, flags=self._flags)
+        self.metrics.idle_steps += max(steps - self._steps_left(), 0)
         group = _Group(requests=self._rows, results=[])
         self._in_flight.append(group)
         for result in self.runner.decode(steps, flags=self._flags):

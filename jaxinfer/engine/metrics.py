@@ -12,6 +12,7 @@ class EngineMetrics:
         prompt_tokens: Prefilled, repeated prefills included.
         output_tokens: Produced.
         decode_steps: Steps dispatched.
+        idle_steps: Of these, steps after the end of all answers: programs of several run whole.
         wasted_steps: Row-steps whose token came after the end of its answer.
         preemptions: Requests put back for lack of pages.
         softmax_fallbacks: Pieces of decode attention that a unified softmax could not serve and
@@ -24,6 +25,7 @@ class EngineMetrics:
     prompt_tokens: int = 0
     output_tokens: int = 0
     decode_steps: int = 0
+    idle_steps: int = 0
     wasted_steps: int = 0
     preemptions: int = 0
     softmax_fallbacks: int | None = None

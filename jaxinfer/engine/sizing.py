@@ -93,8 +93,8 @@ def choose_sizes(
         max_num_seqs=rows,
         max_num_batched_tokens=tokens,
         steps_per_sync=steps,
-        # Where the host computes, dispatching less saves nothing.
-        steps_per_program=1 if on_cpu else steps,
+        # Where the host computes, dispatching less saves nothing; with collectives it is untried.
+        steps_per_program=1 if on_cpu or model.parallel is not None else steps,
         dtype=dtype,
         seed=seed,
         implementation=implementation,

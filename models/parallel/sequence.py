@@ -104,6 +104,7 @@ class SharedTokens:
         page_table: Int[Array, "B M"],
         *,
         fresh: bool,
+        counters: jax.Ref | None,
         **options: Any,
     ) -> Float[Array, "B t N H"]:
         """Attend from the tokens here to those before them on all devices.
@@ -116,12 +117,15 @@ class SharedTokens:
             v_pages: As `k_pages`.
             page_table: `[B, M]` int32.
             fresh: `begin` is 0 in all rows.
+            counters: As in `decode_attention`, for one token.
             options: `scale`, `logits_softcap` and `local_window_size` of `attention`.
         """
         pages = (k_pages, v_pages, page_table)
         if self.length == 1:
             lengths = jnp.where(self.count > 0, self.begin + self.count, 0)
-            return striped_decode_attention(q, *pages, lengths, axis_name=SEQ, **options)
+            return striped_decode_attention(
+                q, *pages, lengths, axis_name=SEQ, counters=counters, **options
+            )
         if not fresh:
             return striped_chunk_attention(
                 q, k, v, *pages, self.start, self.num_tokens, axis_name=SEQ, **options

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, Literal, TypedDict, Unpack, get_args, overload
+from typing import Literal, TypedDict, Unpack, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class _Options(TypedDict, total=False):
     softmax: Softmax
     phi: Array | None
     kv_layout: KVLayout
-    counters: Any
+    counters: jax.Ref | None
     implementation: Implementation
     config: Config | None
 
@@ -75,7 +75,7 @@ def decode_attention(
     kv_layout: KVLayout = "PKpH",
     return_residual: bool = False,
     return_fallbacks: bool = False,
-    counters: Any = None,
+    counters: jax.Ref | None = None,
     implementation: Implementation = None,
     config: Config | None = None,
 ) -> Array | tuple[Array, ...]:
@@ -123,7 +123,8 @@ def decode_attention(
 
     Raises:
         ValueError: shapes or parameters that do not fit together.
-        TypeError: dtypes that differ, or integers where floats are needed.
+        TypeError: dtypes that differ, integers where floats are needed, or counters that are no
+            reference.
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
 
@@ -190,7 +191,7 @@ def _dispatch(
 
     def mosaic():
         _check_mosaic(device, query, K, page_size)
-        rows = tile_rows(segments=B * K, R=T * N // K)
+        rows = tile_rows(T * N // K)
         chosen = config or choice.config
         if chosen is None:
             chosen = configs.heuristic_config(device, rows=rows, head_dim=H, page_size=page_size)
@@ -227,6 +228,10 @@ def _check_mosaic(device: DeviceSpec, query, K: int, page_size: int) -> None:
 
 
 def _check_counters(counters, size: int) -> None:
+    if not isinstance(counters, jax.Ref):
+        raise TypeError(
+            f"counters must be a reference (jax.new_ref of zeros); got {type(counters).__name__}"
+        )
     if counters.shape != (size,) or counters.dtype != jnp.int32:
         raise ValueError(
             f"counters must be a reference to [{size}] int32, one per request and KV head; "

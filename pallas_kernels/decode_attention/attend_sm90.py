@@ -30,21 +30,20 @@ from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
 )
 from jaxinfer.pallas_kernels.plgpu import pl
 
-_IN_ONE_GO = 32 * 128  # values that merging keeps, 32 per thread
-
 
 def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi, counters):
     """Compute every piece; one that is all of a request is its result.
 
     Args:
         shape: Of the call.
-        rows: `[B·K·stride, H]` query rows.
+        rows: `[B·K, held_rows, H]` query rows.
         k_pages: `[P, K, p, H]`.
         v_pages: `[P, K, p, H]`.
         page_table: `[B, M]` int32.
         lengths: `[B]` int32.
-        phi: `[B·K·stride]` float32, reference of every row in base 2, if `shape.softmax` wants it.
-        counters: Reference to `[B·K]` int32 zeros: pieces that are there, while it runs.
+        phi: `[B·K, rows]` float32, reference of every row in base 2, if `shape.softmax` wants it.
+        counters: Reference to `[B·K]` int32 zeros: pieces that are there, while it runs. None with
+            a second pass.
 
     Returns:
         Output `[B·K, R, H]` and natural lse `[B·K, rows]`; with a second pass written for requests
@@ -90,16 +89,18 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi, count
         thread_name="role",
         compiler_params=COMPILER,
     )
-    return kernel(rows, k_pages, v_pages, page_table, lengths, phi, counters)
+    arrays = (rows, k_pages, v_pages, page_table, lengths, phi)
+    return kernel(*arrays) if counters is None else kernel(*arrays, counters)
 
 
 def _body(
     shape: Shape,
-    q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem, phi_gmem, counters_gmem,
-    out_gmem, lse_gmem, piece_out, piece_lse, firsts_gmem, violations_gmem,
-    *, q_smem, k_smem, v_smem, p_smem, out_smem, violations_smem, arrived_smem,
+    q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem, phi_gmem, *refs,
+    q_smem, k_smem, v_smem, p_smem, out_smem, violations_smem, arrived_smem,
     k_ready, v_ready, k_free, v_free, judged,
 ):  # fmt: skip
+    counters_gmem, refs = (None, refs) if shape.second_pass else (refs[0], refs[1:])
+    out_gmem, lse_gmem, piece_out, piece_lse, firsts_gmem, violations_gmem = refs
     cta = lax.axis_index("cta")
     role = lax.axis_index("role")
     group, head = lax.div(cta, jnp.int32(shape.K)), lax.rem(cta, jnp.int32(shape.K))
@@ -108,6 +109,8 @@ def _body(
     start = division.start(lengths_gmem, group)
     first_unit, units = (start.request, start.block), start.units
     is_unified = shape.softmax != "online"
+    # Not a constant: of fewer than 8 rows it reaches past the end, which a constant may not.
+    all_rows = pl.ds(lax.min(cta, jnp.int32(0)), shape.rows)
 
     def load(passes: int):
         """Load all units; `passes` were loaded before."""
@@ -124,10 +127,8 @@ def _body(
             def _wait_for_keys():
                 plgpu.barrier_wait(k_free.at[slot])
 
-            row, _ = shape.tile_of(request * shape.K + head)
-            plgpu.copy_gmem_to_smem(
-                q_gmem.at[pl.ds(row, shape.rows)], q_smem.at[slot], k_ready.at[slot]
-            )
+            query = q_gmem.at[request * shape.K + head, all_rows]
+            plgpu.copy_gmem_to_smem(query, q_smem.at[slot], k_ready.at[slot])
             valid = length - block * shape.config.block
             copy_pages(shape, k_gmem, k_smem.at[slot], k_ready.at[slot], head, pages, valid)
 
@@ -174,29 +175,25 @@ def _body(
 
     def merge(request, first_piece, pieces):
         index = request * shape.K + head
-        within = shape.tile_of(index)[1]
-        # All columns in one go where registers allow: what was found last still lies in some.
-        columns = shape.H if shape.H * shape.rows <= _IN_ONE_GO else COLUMNS_AT_ONCE
-        for begin in range(0, shape.H, columns):
-            result, lse = merged(
-                shape, piece_out, piece_lse, pieces=pieces, begin=begin, columns=columns,
-                first_piece=first_piece + head * division.pieces,
-            )  # fmt: skip
-            write(shape, result, out_smem, out_gmem, index=index, within=within, begin=begin)
-            if begin == 0:
-                plgpu.store(lse_gmem.at[index], lse, optimized=False)
+        result, lse = merged(
+            shape, piece_out, piece_lse, pieces=pieces, columns=shape.H,
+            first_piece=first_piece + head * division.pieces,
+        )  # fmt: skip
+        write(shape, result, out_smem, out_gmem, index=index)
+        plgpu.store(lse_gmem.at[index], lse, optimized=False)
 
     def arrive(request, *, first_unit):
         """A piece is stored: merge if it is the last of its request."""
-        index = request * shape.K + head
-        plgpu.count_arrival(counters_gmem.at[index], arrived_smem)
+        counters, index = counters_gmem, request * shape.K + head
+        assert counters is not None, "there is no second pass"
+        plgpu.count_arrival(counters.at[index], arrived_smem)
         first_piece, pieces = division.pieces_of(
             request, lengths_gmem[request], first_unit=first_unit, share=start.share
         )
 
         @pl.when(arrived_smem[0] == pieces - 1)
         def _merge():
-            counters_gmem[index] = jnp.int32(0)
+            counters[index] = jnp.int32(0)
             merge(request, first_piece, pieces)
 
     def compute(softmax: Online | Unified, passes: int):
@@ -206,7 +203,6 @@ def _body(
             (request, block), acc, sums, is_first, begin, violations = carry
             begin = lax.select(is_first, block, begin)
             slot = lax.rem(i, stages)
-            row, within = shape.tile_of(request * shape.K + head)
             # As in `load`, read before the wait.
             length = lengths_gmem[request]
             following = division.following(lengths_gmem, request, block)
@@ -219,8 +215,9 @@ def _body(
             logits = pl.run_scoped(scores, plgpu.ACC((shape.config.block, shape.rows), jnp.float32))
             plgpu.barrier_arrive(k_free.at[slot])
 
-            logits = mask(shape, scaled(shape, logits), block, length, within)
-            weights, sums, acc = softmax.weigh(logits, sums, acc, is_first, row)
+            logits = mask(shape, scaled(shape, logits), block, length)
+            index = request * shape.K + head
+            weights, sums, acc = softmax.weigh(logits, sums, acc, is_first, index)
             weights = weights.astype(p_smem.dtype)
             plgpu.store(p_smem.T, plgpu.layout_cast(weights, plgpu.Layout.WGMMA_TRANSPOSED))
             plgpu.commit_smem()
@@ -246,8 +243,7 @@ def _body(
 
                 @pl.when(is_whole)
                 def _result():
-                    index = request * shape.K + head
-                    write(shape, result, out_smem, out_gmem, index=index, within=within)
+                    write(shape, result, out_smem, out_gmem, index=index)
                     plgpu.store(lse_gmem.at[index], lse / LOG2E, optimized=False)
 
                 @pl.when(jnp.logical_not(is_whole))
@@ -258,7 +254,7 @@ def _body(
                     if not shape.second_pass:
                         arrive(request, first_unit=start.unit + i - (block - first))
 
-                piece = Piece(begin, block + 1, length, within)
+                piece = Piece(begin, block + 1, length)
                 return violations + softmax.violations(total, acc, piece)
 
             violations = lax.cond(is_last, store, lambda: violations)

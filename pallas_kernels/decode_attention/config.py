@@ -81,7 +81,7 @@ def choose_config(
     if not (known and device.is_hopper):
         return static
     name = key(B=B, S=S, N=N, K=K, H=H, page_size=page_size, left_window=left_window)
-    rows = tile_rows(segments=B * K, R=N // K)
+    rows = tile_rows(N // K)
     check = functools.partial(check_fits, device=device, rows=rows, head_dim=H)
     read = functools.partial(parse, make=Config, default=None, check=check)
     return tuning.choice("decode_attention", device, name, read) or static
@@ -118,16 +118,14 @@ def heuristic_config(device: DeviceSpec, *, rows: int, head_dim: int, page_size:
     raise ValueError(f"no tiling fits {device.smem_bytes} bytes of shared memory")
 
 
-def candidates(
-    device: DeviceSpec, *, B: int, N: int, K: int, H: int, page_size: int
-) -> list[Config]:
+def candidates(device: DeviceSpec, *, N: int, K: int, H: int, page_size: int) -> list[Config]:
     """Tilings for a call with one query token, for tuning, the heuristic's first.
 
     Empty if the kernel cannot serve the call. Arguments as of `choose_config`.
     """
     if H not in HEAD_DIMS or page_size not in PAGE_SIZES or N // K > MAX_ROWS:
         return []
-    rows = tile_rows(segments=B * K, R=N // K)
+    rows = tile_rows(N // K)
     try:
         first = heuristic_config(device, rows=rows, head_dim=H, page_size=page_size)
     except ValueError:

@@ -68,7 +68,7 @@ def merged(
     return result, jnp.where(seen, (peak + jnp.log2(divisor)) / LOG2E, -jnp.inf)
 
 
-def write(shape: Shape, result, out_smem, out_gmem, *, index, within, begin: Any = 0) -> None:
+def write(shape: Shape, result, out_smem, out_gmem, *, index, begin: Any = 0) -> None:
     """Send columns of a result on their way to the output, by shared memory.
 
     Args:
@@ -77,11 +77,10 @@ def write(shape: Shape, result, out_smem, out_gmem, *, index, within, begin: Any
         out_smem: `[rows, COLUMNS_AT_ONCE]`.
         out_gmem: `[B·K, R, H]`.
         index: Request and KV head.
-        within: Where in the tile the rows of this KV head begin.
         begin: First column.
     """
     rounded = result.astype(out_smem.dtype)
-    rows = out_smem.at[pl.ds(within, shape.R)]
+    rows = out_smem.at[pl.ds(0, shape.R)]
     for column in range(0, result.shape[0], COLUMNS_AT_ONCE):
         part = rounded[column : column + COLUMNS_AT_ONCE]
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
@@ -127,8 +126,7 @@ def _merge_body(
             shape, piece_out, piece_lse, pieces=pieces, begin=begin, columns=COLUMNS_AT_ONCE,
             first_piece=first_piece + head * shape.division.pieces,
         )  # fmt: skip
-        within = shape.tile_of(index)[1]
-        write(shape, result, out_smem, out_gmem, index=index, within=within, begin=begin)
+        write(shape, result, out_smem, out_gmem, index=index, begin=begin)
 
         @pl.when(part == 0)
         def _():

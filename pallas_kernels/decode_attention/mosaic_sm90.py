@@ -12,7 +12,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.attend_sm90 import attend
@@ -54,12 +53,12 @@ def decode_attention_mosaic(
     kv_layout: KVLayout = "PKpH",
     config: Config,
     num_sms: int,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Attend with the Hopper kernel; shapes and meaning as in `api.decode_attention`.
 
     Returns:
         Output `[B, T, N, H]` in the query's dtype, log-sum-exp `[B, T, N]` float32, the number of
-        pieces that were computed again, int32, and counters, zeros as they were given.
+        pieces that were computed again, int32, and counters as they were given, if they were.
     """
     B, T, N, H = query.shape
     _, K, page_size = sizes(k_pages.shape, kv_layout)
@@ -68,29 +67,29 @@ def decode_attention_mosaic(
         B=B, T=T, K=K, G=N // K, H=H, page_size=page_size, kv_layout=kv_layout, config=config,
         groups=num_groups(num_ctas=num_sms * config.ctas_per_sm, num_kv_heads=K),
         scale=scale, left_window=left_window, softcap=logits_softcap, softmax=softmax,
-        interpreted=plgpu.interpreting(),
+        capacity=page_table.shape[1] * page_size, interpreted=plgpu.interpreting(),
     )  # fmt: skip
     # Rows of one KV head side by side: [B·K, R, H] (free for T = 1).
     rows = query.reshape(B, T, K, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B * K, -1, H)
-    rows = jnp.pad(rows, ((0, 0), (0, shape.stride - shape.R), (0, 0))).reshape(-1, H)
-    if counters is None:
-        counters = jnp.zeros((B * K,), jnp.int32)
-    counting = jax.new_ref(counters)
-    keys = (k_pages, v_pages, page_table, lengths)
-    *found, again = attend(shape, rows, *keys, _phi_of_rows(shape, phi), counting)
-    out, lse = merge_pieces(shape, lengths, *found) if shape.second_pass else found[:2]
+    rows = jnp.pad(rows, ((0, 0), (0, shape.held_rows - shape.R), (0, 0)))
+    arrays = (rows, k_pages, v_pages, page_table, lengths, _phi_of_rows(shape, phi))
+    if shape.second_pass:
+        *found, again = attend(shape, *arrays, None)
+        out, lse = merge_pieces(shape, lengths, *found)
+    else:
+        counting = jax.new_ref(jnp.zeros((B * K,), jnp.int32) if counters is None else counters)
+        out, lse, *_, again = attend(shape, *arrays, counting)
+        counters = jax.freeze(counting)
     out = out.reshape(B, K, T, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
-    within = np.asarray([shape.tile_of(segment)[1] for segment in range(B * K)])
-    lse = lse[np.arange(B * K)[:, None], within[:, None] + np.arange(shape.R)]
-    lse = lse.reshape(B, K, T, shape.G).transpose(0, 2, 1, 3).reshape(B, T, N)
-    return out, lse, jnp.sum(again) if unified else jnp.int32(0), jax.freeze(counting)
+    lse = lse[:, : shape.R].reshape(B, K, T, shape.G).transpose(0, 2, 1, 3).reshape(B, T, N)
+    return out, lse, jnp.sum(again) if unified else jnp.int32(0), counters
 
 
 def _phi_of_rows(shape: Shape, phi: jax.Array | None) -> jax.Array:
-    """`[B·K·stride]` float32 reference of every query row, in base 2; `[1]` if there is none."""
+    """`[B·K, rows]` float32 reference of every query row, in base 2; `[1, 1]` if there is none."""
     if phi is None:
-        return jnp.zeros((1,), jnp.float32)
+        return jnp.zeros((1, 1), jnp.float32)
     of_heads = phi.astype(jnp.float32).reshape(shape.K, 1, shape.G) * LOG2E
     rows = jnp.broadcast_to(of_heads, (shape.K, shape.T, shape.G)).reshape(shape.K, shape.R)
-    rows = jnp.pad(rows, ((0, 0), (0, shape.stride - shape.R)))
-    return jnp.broadcast_to(rows, (shape.B, *rows.shape)).reshape(-1)
+    rows = jnp.pad(rows, ((0, 0), (0, shape.rows - shape.R)))
+    return jnp.broadcast_to(rows, (shape.B, *rows.shape)).reshape(-1, shape.rows)

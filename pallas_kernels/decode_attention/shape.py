@@ -1,15 +1,15 @@
-"""Sizes of one call of the Hopper kernels, and how query rows are cut into tiles."""
+"""Sizes of one call of the Hopper kernels."""
 
 import dataclasses
 from typing import Literal
-
-import jax.numpy as jnp
-from jax import lax
 
 from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout
 from jaxinfer.pallas_kernels.decode_attention.plan import Division
 
 Softmax = Literal["online", "unified", "unified by phi"]
+
+_MOST_PIECES = 24  # three times as many as are loaded at once
+_MOST_MERGED = 32 * 128  # values, 32 per thread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,27 +44,9 @@ class Config:
         return (2 * self.block + head_dim) * rows // 128
 
 
-def tile_rows(*, segments: int, R: int) -> int:
-    """Query rows of a tile.
-
-    Args:
-        segments: B·K, KV heads of all requests.
-        R: Query rows of each.
-    """
-    if _can_cut(segments, R):
-        return 8 if 8 % R == 0 else 16
+def tile_rows(R: int) -> int:
+    """Rows of the tile that holds the R query rows of a KV head: a multiple of 8."""
     return -(-R // 8) * 8
-
-
-def _can_cut(segments: int, R: int) -> bool:
-    """Whether tiles can be cut from rows that are not padded.
-
-    Tiles begin at multiples of 8. One of 8 rows, or of 16, then holds a whole head's rows and some
-    of others': those are computed and dropped, which costs nothing, while padding would cost a
-    launch.
-    """
-    total = segments * R
-    return R < 8 and total % 8 == 0 and (8 % R == 0 or total >= 16)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,16 +66,23 @@ class Shape:
     left_window: int | None
     softcap: float | None
     softmax: Softmax
+    capacity: int
     interpreted: bool = False
 
     @property
     def second_pass(self) -> bool:
         """Whether a kernel of its own merges pieces.
 
-        Where pieces may be computed again nobody can tell when the last one is there, and the
-        interpreter has no atomic addition.
+        Where pieces may be computed again nobody can tell when the last one is there. One CTA
+        would take long for many pieces, and has no registers for large ones beside its own. And
+        the interpreter has no atomic addition.
         """
-        return self.interpreted or self.softmax != "online"
+        seen = self.capacity
+        if self.left_window is not None:  # a piece more where it begins within a block
+            seen = min(seen, self.left_window + self.T + self.config.block)
+        most = min(self.groups, -(-seen // self.config.block))
+        large = self.H * self.rows > _MOST_MERGED
+        return self.interpreted or self.softmax != "online" or most > _MOST_PIECES or large
 
     @property
     def R(self) -> int:
@@ -111,21 +100,13 @@ class Shape:
     @property
     def rows(self) -> int:
         """Rows of a tile."""
-        return tile_rows(segments=self.B * self.K, R=self.R)
+        return tile_rows(self.R)
 
     @property
-    def stride(self) -> int:
-        """Rows from one KV head's to the next's: R where tiles can be cut so, else padded."""
-        return self.R if _can_cut(self.B * self.K, self.R) else self.rows
+    def held_rows(self) -> int:
+        """Of a KV head's query rows in memory.
 
-    def tile_of(self, segment):
-        """First query row of the tile that holds a segment's rows, and where in it they begin.
-
-        Args:
-            segment: Number of a request and KV head, `request·K + head`.
+        A tiled copy reads past the end of an array, as zeros, if that is less than a tile. So R,
+        unless it is more than 8 and no multiple of 8; else padding would cost a launch.
         """
-        row = segment * self.stride
-        last = self.B * self.K * self.stride - self.rows
-        start = row - row % 8
-        start = min(start, last) if isinstance(start, int) else lax.min(start, jnp.int32(last))
-        return start, row - start
+        return self.R if self.R < 8 else self.rows

@@ -42,13 +42,11 @@ class Piece(NamedTuple):
         begin: First block.
         end: One past the last.
         length: Keys of the request.
-        within: Where in the tile the rows of this KV head begin.
     """
 
     begin: jax.Array
     end: jax.Array
     length: jax.Array
-    within: jax.Array
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,9 +64,9 @@ class Online:
         phi = plgpu.layout_cast(jnp.full((shape.rows,), -jnp.inf, jnp.float32), COLUMNS)
         return Sums(phi, _zeros((shape.config.block, shape.rows)))
 
-    def weigh(self, logits, sums: Sums, acc, is_first, row) -> tuple[Any, Sums, Any]:
+    def weigh(self, logits, sums: Sums, acc, is_first, head) -> tuple[Any, Sums, Any]:
         """Weights of a block, the new sums, and the accumulator in terms of the new reference."""
-        del is_first, row
+        del is_first, head
         phi = jnp.maximum(sums.phi, logits.max(axis=0))
         # A column that has seen no key yet keeps -inf; subtract 0 from it instead.
         safe = jnp.where(phi == -jnp.inf, 0.0, phi)
@@ -113,13 +111,12 @@ class Unified:
         phi = plgpu.layout_cast(jnp.zeros((shape.rows,), jnp.float32), COLUMNS)
         return Sums(phi, _zeros((shape.config.block, shape.rows)))
 
-    def weigh(self, logits, sums: Sums, acc, is_first, row) -> tuple[Any, Sums, Any]:
+    def weigh(self, logits, sums: Sums, acc, is_first, head) -> tuple[Any, Sums, Any]:
         """Weights of a block, the new sums, and the accumulator, which needs no change."""
 
         def first():
             if self.phi is not None:
-                here = self.phi.at[plgpu.pl.ds(row, self.shape.rows)]
-                return plgpu.load(here, layout=COLUMNS, optimized=False)
+                return plgpu.load(self.phi.at[head], layout=COLUMNS, optimized=False)
             phi = logits.max(axis=0)
             return jnp.where(phi == -jnp.inf, 0.0, phi)
 
@@ -130,7 +127,7 @@ class Unified:
     def violations(self, total, acc, piece: Piece) -> Any:
         """1 if some column's sums are not to be trusted, else 0.
 
-        Columns that are thrown away and rows that rightly see none of the keys are not judged.
+        Columns beyond R and rows that rightly see none of the keys are not judged.
         """
         least, largest = self.limits
         # x · 0 is 0 unless x is Inf or NaN.
@@ -176,8 +173,8 @@ def rows_that_see(shape: Shape, piece: Piece) -> Any:
     """
     if shape.T == 1 and shape.rows == shape.R:
         return None
-    row = plgpu.broadcasted_iota(jnp.int32, (shape.rows,), 0, layout=COLUMNS) - piece.within
-    rows = (row >= 0) & (row < shape.R)
+    row = plgpu.broadcasted_iota(jnp.int32, (shape.rows,), 0, layout=COLUMNS)
+    rows = row < shape.R
     if shape.T == 1:
         return rows
     position = _position(shape, row, piece.length)
@@ -195,14 +192,14 @@ def _position(shape: Shape, row, length):
     return position
 
 
-def mask(shape: Shape, logits, block, length, within):
+def mask(shape: Shape, logits, block, length):
     """-inf where a key lies after a query's position, before its window, or past the length."""
     key = plgpu.broadcasted_iota(jnp.int32, logits.shape, 0, layout=plgpu.Layout.WGMMA)
     key = key + block * shape.config.block
     if shape.T == 1:
         position = length - 1
     else:
-        row = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=plgpu.Layout.WGMMA) - within
+        row = plgpu.broadcasted_iota(jnp.int32, logits.shape, 1, layout=plgpu.Layout.WGMMA)
         position = _position(shape, row, length)
     visible = key <= position
     if shape.left_window is not None:

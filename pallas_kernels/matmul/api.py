@@ -108,6 +108,8 @@ def run_mosaic(
     """
     K, N = weight.shape[::-1] if transposed else weight.shape
     M, device = math.prod(x.shape[:-1]), current_device()
+    if config is not None and config.halves and rotation is None:
+        raise ValueError("config.halves is for one launch with a rotation (project_rope_write)")
     gated, tiles = gate is not None, 1 + (residual is not None) + (norm is not None)
     if rotation is not None:
         wanted = config or choice.config

@@ -11,7 +11,7 @@ from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 BUCKETS = (1, 8, 16, 32, 64, 128)  # of M: measured at these, and each stands for those below it
 MAX_ROWS = BUCKETS[-1]
 # Most sums of a thread: of its 232 registers some hold addresses, and squares up to 64 for a norm.
-_ACCUMULATORS = 144
+MAX_ACCUMULATORS = 144
 LARGE = 16 << 20  # bytes of a weight from which reading it, not launching, decides
 # Of small products a launch more or less decides: where XLA multiplies, it adds a residual and
 # prepares a norm in kernels of their own, 1.5 to 1.7 µs each on an H200.
@@ -45,6 +45,7 @@ class Tiling:
         words = [f"n{self.block_n}", f"k{self.block_k}", f"c{self.cluster}"]
         words += [f"x{self.split}"] if self.split > 1 else []
         words += [f"r{self.ring_kib}"] if self.ring_kib else []
+        words += ["halves"] if self.halves else []
         return "-".join(words)
 
 
@@ -213,7 +214,7 @@ def deepest(device: DeviceSpec, tiling: Tiling, *, M: int, gated: bool) -> Confi
             block_n=tiling.block_n, block_k=tiling.block_k, stages=stages, cluster=tiling.cluster,
             split=tiling.split, halves=tiling.halves,
         )  # fmt: skip
-        if config.accumulators(M, gated=gated) > _ACCUMULATORS:
+        if config.accumulators(M, gated=gated) > MAX_ACCUMULATORS:
             return None
         if tiling.ring_kib and config.ring_bytes(0, gated=gated) > tiling.ring_kib << 10:
             continue

@@ -5,7 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxinfer.pallas_kernels.device import DeviceSpec
-from jaxinfer.pallas_kernels.matmul.config import LARGE, Tiling, deepest, suits, with_room
+from jaxinfer.pallas_kernels.matmul.config import (
+    LARGE,
+    MAX_ACCUMULATORS,
+    Tiling,
+    deepest,
+    suits,
+    with_room,
+)
 from jaxinfer.pallas_kernels.matmul.rotation import (
     HEAD_DIMS,
     MAX_TOKENS,
@@ -24,9 +31,8 @@ ONE_LAUNCH: dict[str, dict[str, Any]] = {
     "halves": {"halves": True}, "halves-r96": {"halves": True, "ring_kib": 96},
 }  # fmt: skip
 _SHARED = "x2-r96"
-_WIDEST_OF_SMALL = (
-    128  # heads of 256 take 1.9 µs longer with Gemma 3's projection, of 128 at most 1.1
-)
+# Of small weights, alone: heads of 256 cost 1.9 µs (Gemma 3's projection), of 64 at most 1.1.
+_WIDEST_OF_SMALL = 128
 PREFERRED_TILINGS = (_SHARED, "x1", "halves")  # the first that suits
 
 
@@ -85,5 +91,8 @@ def _fit(
         return None
     gated = heads.banks == 2  # as many weights as with a gate
     config = deepest(device, wanted, M=M, gated=gated)
+    # Both halves, cosines and sines lie in registers at once.
+    if config is not None and halves and 4 * config.accumulators(M, gated=False) > MAX_ACCUMULATORS:
+        return None
     # A norm or not: tilings that depended on it would be measured apart.
     return with_room(config, device, M=M, gated=gated, tiles=heads.tiles, sums=True)

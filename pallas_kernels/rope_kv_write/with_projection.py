@@ -68,7 +68,8 @@ def project_rope_write(
             an implementation of one of these ops or gives a tiling, else the first of
             `config.with_projection` that can serve.
         config: Tiling of the product, as for `matmul`; in one launch `block_n` must be H/2, or 64
-            if that is H. With `halves` more than 16 tokens can be served, up to 64.
+            if that is H. With `halves`, which needs `implementation="mosaic"`, up to 64 tokens can
+            be served, not 16.
 
     Returns:
         Rotated queries `[B, 1, N, H]`, and both pools with the new tokens.

@@ -63,6 +63,7 @@ def test_the_cache_of_a_gpu_is_what_is_left(gpu):
     gpu(37.5)
     made = choose(gpu_memory_utilization=1.0)
     assert (made.num_pages, made.max_num_seqs, made.max_num_batched_tokens) == (37, 64, 8192)
+    assert (made.steps_per_sync, made.steps_per_program) == (8, 8)
     gpu(100_000)
     assert choose().num_pages == 64 * 8  # more than all rows need is not taken
 

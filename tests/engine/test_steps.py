@@ -36,7 +36,8 @@ def test_steps_in_one_program(monkeypatch):
         [x for row in got for _, x in row], [x for row in want for _, x in row], atol=1e-5
     )
     assert len(calls) == 8
-    assert made.metrics.decode_steps == 32  # for 29 tokens: the first is the prompt's
+    # For 29 tokens: the first is the prompt's.
+    assert (made.metrics.decode_steps, made.metrics.idle_steps) == (32, 3)
     known = made.runner.programs
     with compilations() as count:
         assert [[t for t, _ in row] for row in answer(made)] == [[t for t, _ in r] for r in got]

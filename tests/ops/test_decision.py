@@ -1,10 +1,13 @@
 """Which implementation measured times speak for, and what is read of an entry."""
 
 import dataclasses
+import json
 
 import pytest
 
 from jaxinfer.pallas_kernels.decision import Choice, decide, parse
+from jaxinfer.pallas_kernels.decode_attention import mosaic_sm90 as decode_attention
+from jaxinfer.pallas_kernels.matmul import mosaic_sm90 as matmul
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,8 @@ def test_what_it_must_save_besides():
     times = {FAST: 95.0}
     chosen = [decide(100.0, times, least_gain_us=gain)["implementation"] for gain in (3.9, 4.1)]
     assert chosen == ["mosaic", "xla"]
+    slower = [decide(4.5, {FAST: us}, least_gain_us=-1.0)["implementation"] for us in (5.4, 5.5)]
+    assert slower == ["mosaic", "xla"]
 
 
 def test_what_was_decided_is_read():
@@ -49,6 +54,13 @@ def test_what_was_decided_is_read():
     )
     assert read(decide(100.0, {SLOW: 120.0})) == Choice(order=("xla",), config=SLOW, slower_us=20.0)
     assert read(decide(100.0, {})) == Choice(order=("xla",), config=OTHER)
+
+
+@pytest.mark.parametrize("config", [matmul.Config(stages=7), decode_attention.Config(block=128)])
+def test_tilings_of_the_kernels_come_back(config):
+    entry = json.loads(json.dumps(decide(100.0, {config: 90.0})))
+    made = parse(entry, type(config), default=None, check=lambda tiling: None)
+    assert made.config == config
 
 
 @pytest.mark.parametrize(("entry", "error"), [

@@ -194,3 +194,9 @@ def test_counters_of_another_shape_are_refused():
     counters = jax.new_ref(jnp.zeros((3,), jnp.int32))
     with pytest.raises(ValueError, match=r"counters must be a reference to \[\d+\] int32"):
         decode_attention(**arguments(), counters=counters)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_counters_that_are_no_reference_are_refused():
+    with pytest.raises(TypeError, match="counters must be a reference"):
+        decode_attention(**arguments(), counters=jnp.zeros((4,), jnp.int32))

@@ -181,9 +181,9 @@ def test_a_damaged_measurement_leaves_the_heuristic(measured, caplog, entry):
 
 @pytest.mark.parametrize("spec", cases([spec for spec in SPECS if spec.T == 1]))
 def test_the_heuristics_tiling_competes(spec):
-    sizes = {"B": spec.B, "N": spec.N, "K": spec.K, "H": spec.H, "page_size": spec.page_size}
+    sizes = {"N": spec.N, "K": spec.K, "H": spec.H, "page_size": spec.page_size}
     found = configs.candidates(H100, **sizes)
-    rows = tile_rows(segments=spec.B * spec.K, R=spec.N // spec.K)
+    rows = tile_rows(spec.N // spec.K)
     fit = functools.partial(configs.check_fits, device=H100, rows=rows, head_dim=spec.H)
     heuristic = configs.heuristic_config(
         H100, rows=rows, head_dim=spec.H, page_size=spec.page_size
@@ -197,18 +197,10 @@ def test_the_heuristics_tiling_competes(spec):
             fit(config)
 
 
-@pytest.mark.parametrize("B", range(1, 65))
-def test_what_fits_a_bucket_fits_the_calls_that_it_stands_for(B):
-    """Tiles of 3 query rows per KV head have 8 or 16 rows, as the requests make it."""
-    bucket = next(size for size in configs.BATCHES if size >= B)
-    for K, R in ((3, 3), (8, 4), (2, 7), (1, 6), (1, 64)):
-        assert tile_rows(segments=B * K, R=R) <= tile_rows(segments=bucket * K, R=R)
-
-
 @pytest.mark.parametrize(("G", "competes"), [(8, True), (32, True), (64, False)])
 def test_wide_blocks_are_for_few_query_rows(G, competes):
     """Of more, logits and sums would not fit the registers."""
-    found = configs.candidates(H100, B=1, N=G, K=1, H=64, page_size=64)
+    found = configs.candidates(H100, N=G, K=1, H=64, page_size=64)
     assert (Config(block=256, stages=2) in found) == competes
 
 
@@ -216,5 +208,5 @@ def test_wide_blocks_are_for_few_query_rows(G, competes):
     {"H": 80}, {"page_size": 48}, {"N": 65, "K": 1},
 ], ids=str)  # fmt: skip
 def test_no_tilings_for_what_the_kernel_lacks(sizes):
-    given = {"B": 1, "N": 4, "K": 2, "H": 64, "page_size": 64}
+    given = {"N": 4, "K": 2, "H": 64, "page_size": 64}
     assert configs.candidates(H100, **given | sizes) == []

@@ -14,7 +14,9 @@ from tests.ops.decode_attention.calls import op
 @pytest.mark.parametrize("spec", cases(SPECS))
 def test_lowers(h100, spec):
     text = plgpu.lower_for_cuda(op("mosaic", spec), *shapes_of(make_inputs, spec), spec=h100)
-    assert text.count("custom_call @mosaic_gpu") == 1, "it merges by itself"
+    # One CTA would merge the pieces of many: few KV heads over long tables.
+    many = spec.K < 4 and spec.S > 3072 and spec.local_window_size is None
+    assert text.count("custom_call @mosaic_gpu") == 1 + many
 
 
 @pytest.mark.parametrize("H", [64, 128, 256])
@@ -35,7 +37,7 @@ def test_page_sizes_and_blocks(h100, page_size, block):
 def test_tilings_that_compete_lower(h100, N, K, H):
     """Of SmolLM2, Llama-3-8B and Gemma 3, each over requests that several CTAs share."""
     spec = DecodeSpec(model="grid", B=8, S=1024, N=N, K=K, H=H)
-    for config in candidates(h100, B=spec.B, N=N, K=K, H=H, page_size=spec.page_size):
+    for config in candidates(h100, N=N, K=K, H=H, page_size=spec.page_size):
         call = op("mosaic", config=config)
         plgpu.lower_for_cuda(call, *shapes_of(make_inputs, spec), spec=h100)
 

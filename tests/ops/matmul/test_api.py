@@ -177,3 +177,9 @@ def test_force_implementation(h100):
     with force_implementation("xla", op="matmul"):
         jax.eval_shape(lambda: call(64, 4096, 4096))
     assert choices()["matmul"].implementation == "xla"
+
+
+def test_halves_are_for_heads(h100):
+    x, weight = jnp.zeros((2, 64), jnp.bfloat16), jnp.zeros((64, 128), jnp.bfloat16)
+    with pytest.raises(ValueError, match=r"config\.halves is for one launch with a rotation"):
+        matmul(x, weight, implementation="mosaic", config=Config(block_k=64, halves=True))

@@ -224,6 +224,20 @@ def test_lowers(h100, B, N, K, H, D, normed):
     assert text.count("custom_call @mosaic_gpu") == 1
 
 
+@pytest.mark.parametrize(("B", "H", "fits"), [
+    (17, 128, True), (64, 128, True), (32, 256, True), (64, 256, False), (8, 64, False),
+])  # fmt: skip
+def test_halves_lower(h100, B, H, fits):
+    """Where their sums, the other halves and the angles fit the registers."""
+    config = one_launch_config(h100, Heads(4, 1, H), M=B, D=640, tiling="halves")
+    assert (config is not None) == fits
+    if fits:
+        shapes = jax.eval_shape(lambda: arrays(B, 4, 1, H, 640, bias=True))
+        options: Any = {"num_heads": 4, "implementation": "mosaic", "config": config}
+        call = functools.partial(project_rope_write, **options, **norms(H))
+        plgpu.lower_for_cuda(call, *shapes, spec=h100)
+
+
 @pytest.mark.parametrize("tiling", ONE_LAUNCH)
 def test_heads_that_keep_memory_busy_are_not_shared(h100, tiling):
     """CTAs that share a depth are for few heads."""
