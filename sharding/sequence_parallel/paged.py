@@ -183,7 +183,8 @@ def striped_decode_attention(
         lengths: `[B]` int32 tokens of every row on all ranks together, the last one included.
         axis_name: Mesh axis of n ranks.
         local_window_size: As in `decode_attention`.
-        options: `scale`, `logits_softcap`, `softmax` and `implementation` of `decode_attention`.
+        options: `scale`, `logits_softcap`, `softmax`, `counters` and `implementation` of
+            `decode_attention`.
 
     Returns:
         `[B, 1, N, H]` in the query's dtype, the same on all ranks; zeros for rows of length 0.

@@ -312,7 +312,8 @@ def test_stop_tokens_end_an_answer():
     stop = next(token for i, token in enumerate(whole) if i > 2 and token not in whole[:i])
     end = whole.index(stop) + 1
     params = GREEDY.replace(stop_token_ids=[stop])
-    assert generate(engine(), [[1, 2, 3]], [params])[0] == whole[:end]
+    made = engine(steps_per_sync=8, steps_per_program=8)  # in the middle of a program
+    assert generate(made, [[1, 2, 3]], [params])[0] == whole[:end]
     later = generate(engine(), [[1, 2, 3]], [params.replace(min_tokens=end + 1)])[0]
     assert stop not in later[:end]
     assert len(later) > end
@@ -426,8 +427,11 @@ REQUESTS = st.lists(
 
 @functools.cache
 def _tight() -> Engine:
-    """One engine for all examples, so that little is compiled."""
-    return engine(num_pages=5, max_model_len=64, max_num_batched_tokens=16)
+    """One engine for all examples, so that little is compiled; its programs have four steps."""
+    return engine(
+        num_pages=5, max_model_len=64, max_num_batched_tokens=16, steps_per_sync=4,
+        steps_per_program=4,
+    )  # fmt: skip
 
 
 @settings(max_examples=25, deadline=None)
