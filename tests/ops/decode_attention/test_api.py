@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -198,5 +199,6 @@ def test_counters_of_another_shape_are_refused():
 
 @pytest.mark.usefixtures("unchecked")
 def test_counters_that_are_no_reference_are_refused():
+    zeros: Any = jnp.zeros((4,), jnp.int32)
     with pytest.raises(TypeError, match="counters must be a reference"):
-        decode_attention(**arguments(), counters=jnp.zeros((4,), jnp.int32))
+        decode_attention(**arguments(), counters=zeros)
