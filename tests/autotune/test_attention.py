@@ -17,12 +17,12 @@ from jaxinfer.pallas_kernels import tuning
 from jaxinfer.pallas_kernels.decision import decide
 from jaxinfer.pallas_kernels.decode_attention.config import BATCHES, CAPACITIES, choose_config
 from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
-from jaxinfer.pallas_kernels.decode_attention.reference import decode_attention_reference
 from jaxinfer.pallas_kernels.decode_attention.specs import SPECS, DecodeSpec, make_inputs
 from jaxinfer.pallas_kernels.device import H100
 from tests.autotune.fakes import Clock
 from tests.metrics import assert_close
 from tests.ops.cases import cases, inputs
+from tests.ops.decode_attention.calls import call_reference
 
 OP = OPS["decode_attention"]
 GEMMA = DecoderConfig.tiny(
@@ -114,10 +114,7 @@ def test_what_was_tuned_is_what_is_chosen(tmp_path, monkeypatch):
 def test_the_gate_compares_with_what_the_op_computes(spec):
     arrays = inputs(make_inputs, spec, 3)
     got = jax.jit(OP.reference(spec))(*arrays)
-    want, _ = decode_attention_reference(
-        *arrays, scale=spec.H**-0.5, left_window=spec.local_window_size,
-        logits_softcap=spec.logits_softcap,
-    )  # fmt: skip
+    want, _ = call_reference(spec, arrays)
     assert got.dtype == jnp.float32
     # Both in float32, from the same 16-bit numbers: they differ by the order of sums.
     assert_close(got, want, rms=1e-5, max_abs=1e-4, label="out")

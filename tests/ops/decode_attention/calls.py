@@ -9,15 +9,26 @@ import numpy as np
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 from jaxinfer.pallas_kernels.decode_attention.reference import decode_attention_reference
 from tests.metrics import assert_close, assert_dtype_close
+from tests.ops.cases import quick_compilation
+
+# Compiled once for all tests of a shape.
+_reference = jax.jit(
+    decode_attention_reference, static_argnames=("scale", "left_window", "logits_softcap")
+)
+
+
+def reference(*arrays, **options):
+    """Output and log-sum-exp, float32."""
+    with quick_compilation():
+        return _reference(*arrays, **options)
 
 
 def call_reference(spec, arrays):
-    """Output and log-sum-exp, float32."""
-    reference = functools.partial(
-        decode_attention_reference, scale=spec.H**-0.5, left_window=spec.local_window_size,
+    """The same with a spec's options."""
+    return reference(
+        *arrays, scale=spec.H**-0.5, left_window=spec.local_window_size,
         logits_softcap=spec.logits_softcap,
     )  # fmt: skip
-    return jax.jit(reference)(*arrays)
 
 
 def op(implementation, spec=None, **options):

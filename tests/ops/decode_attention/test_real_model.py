@@ -10,11 +10,10 @@ import pytest
 
 from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.functions import forward
-from jaxinfer.pallas_kernels.decode_attention.reference import decode_attention_reference
 from jaxinfer.pallas_kernels.observe import observe
 from tests.metrics import assert_close, assert_dtype_close
 from tests.models import real
-from tests.ops.decode_attention.calls import op
+from tests.ops.decode_attention.calls import op, reference
 from tests.ops.paging import paged
 from tests.paths import REPOSITORY, needs_model
 
@@ -69,7 +68,7 @@ def test_the_last_tokens_of_two_requests(hopper, name, softmax):
             options["softmax"] = softmax
         call = op("mosaic", return_fallbacks=True, **options)
         *got, fallbacks = hopper.run(call, *arrays, num_sms=2 * key.shape[2])
-        want = decode_attention_reference(*arrays, scale=scale, left_window=left)
+        want = reference(*arrays, scale=scale, left_window=left)
         assert np.isfinite(np.asarray(got[0], np.float32)).all()
         assert_dtype_close(got[0], want[0], "bfloat16")
         # Logits of a thousand are sums of large products: float32 keeps seven digits of them.

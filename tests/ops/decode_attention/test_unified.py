@@ -78,8 +78,7 @@ def test_rows_of_other_heads_in_the_tile_are_not_judged(hopper):
     assert fallbacks == 2
 
 
-@pytest.mark.parametrize("window", [None, 3])
-@pytest.mark.parametrize("T", [2, 8])
+@pytest.mark.parametrize(("T", "window"), [(2, 3), (8, None)])
 def test_rows_that_see_no_key_of_a_piece_are_not_judged(hopper, T, window):
     """The last block is seen by the last token alone, the first within a window by the first."""
     spec = DecodeSpec(

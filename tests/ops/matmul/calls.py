@@ -2,12 +2,16 @@
 
 import functools
 
+import jax
 import numpy as np
 
 from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
 from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec
 from tests.metrics import assert_dtype_close
+from tests.ops.cases import quick_compilation
+
+_reference = jax.jit(matmul_reference, static_argnames=("transposed", "gate"))
 
 
 def options(spec: MatmulSpec) -> dict:
@@ -23,7 +27,8 @@ def call(spec: MatmulSpec, implementation: str | None, **more):
 def check(spec: MatmulSpec, arrays, got) -> None:
     """Fail unless the result agrees with the reference."""
     assert got.dtype == spec.dtype
-    want = np.asarray(matmul_reference(*arrays, **options(spec)))
+    with quick_compilation():
+        want = np.asarray(_reference(*arrays, **options(spec)))
     # A gate multiplies two numbers, which makes large ones; unit-scale data stay below 4.
     size = max(1.0, np.abs(want).max() / 4) if want.size else 1.0
     assert_dtype_close(np.asarray(got, np.float32) / size, want / size, spec.dtype)

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config, num_ctas
 from jaxinfer.pallas_kernels.matmul.specs import SPECS, MatmulSpec, make_inputs
-from tests.ops.cases import cases, normal, same_bits
+from tests.ops.cases import cases, inputs, normal, same_bits
 from tests.ops.matmul.calls import call, check
 
 SMALL = Config(block_n=64, block_k=64, stages=2)
@@ -20,7 +19,7 @@ QUARTERED = Config(block_n=64, block_k=64, stages=2, split=4)
 
 
 def run(hopper, spec, seed=4, num_sms=2, **more):
-    arrays = make_inputs(spec, jax.random.key(seed))
+    arrays = inputs(make_inputs, spec, seed)
     return arrays, hopper.run(call(spec, "mosaic", **more), *arrays, num_sms=num_sms)
 
 

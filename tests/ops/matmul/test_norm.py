@@ -23,7 +23,7 @@ from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
 from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
-from tests.ops.cases import normal, same_bits
+from tests.ops.cases import normal, quick_compilation, same_bits
 
 EPS = 1e-5
 SMALL = Config(block_n=64, block_k=64, stages=2)
@@ -43,9 +43,15 @@ def two_products(x, weight, residual, norm, following, *, implementation, gate=N
     return out, normed, matmul(normed, following, gate=gate, **options)
 
 
-def want(x, weight, residual, norm, following, gate=None):
+@jax.jit(static_argnames="gate")
+def reference(x, weight, residual, norm, following, gate):
     out, normed = matmul_reference(x, weight, None, residual, Norm(norm, EPS))
     return out, normed, matmul_reference(normed, following, gate=gate)
+
+
+def want(*given, gate=None):
+    with quick_compilation():
+        return reference(*given, gate=gate)
 
 
 def agree(got, want, dtype):

@@ -2,20 +2,19 @@
 
 import dataclasses
 
-import jax
 import pytest
 
 from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
 from jaxinfer.pallas_kernels.matmul.specs import SPECS, MatmulSpec, make_inputs
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
-from tests.ops.cases import cases
+from tests.ops.cases import cases, inputs
 from tests.ops.matmul.calls import call, check, options
 
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_matches_float64(spec):
-    arrays = make_inputs(dataclasses.replace(spec, dtype="float32"), jax.random.key(1))
+    arrays = inputs(make_inputs, dataclasses.replace(spec, dtype="float32"), 1)
     want = oracle.matmul(*arrays, **options(spec))
     assert_dtype_close(matmul_reference(*arrays, **options(spec)), want, "float32")
 
@@ -24,12 +23,12 @@ def test_matches_float64(spec):
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
 def test_xla_matches_reference(spec, dtype):
     spec = dataclasses.replace(spec, dtype=dtype)
-    arrays = make_inputs(spec, jax.random.key(2))
+    arrays = inputs(make_inputs, spec, 2)
     check(spec, arrays, call(spec, "xla")(*arrays))
 
 
 @pytest.mark.parametrize(("M", "K", "N"), [(1, 1, 2), (7, 63, 10), (130, 5, 6), (0, 4, 4)])
 def test_xla_takes_any_size(M, K, N):
     spec = MatmulSpec(model="odd", M=M, K=K, N=N, gate="silu", bias=True, dtype="float32")
-    arrays = make_inputs(spec, jax.random.key(3))
+    arrays = inputs(make_inputs, spec, 3)
     check(spec, arrays, call(spec, "xla")(*arrays))
