@@ -47,7 +47,8 @@ def qkv(S: int, N: int, K: int, *, B: int = 2, H: int = 8, dtype: Any = "float32
 def order(placement: Placement, n: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Where `place` and `unplace` take each token from: NumPy reorders arrays by it."""
     at = jnp.arange(tokens)
-    return tuple(np.asarray(move(at, placement, n, axis=0)) for move in (place, unplace))
+    there, back = (np.asarray(move(at, placement, n, axis=0)) for move in (place, unplace))
+    return there, back
 
 
 def check(got, arrays, lengths=None, **options) -> None:
