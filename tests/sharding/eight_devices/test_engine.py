@@ -80,7 +80,7 @@ CASES = [(name, 2) for name in SHAPES] + [("llama-9-3", n) for n in (1, 3, 4)] +
 
 @pytest.mark.parametrize(("name", "n"), CASES)
 def test_greedy_answers_are_those_of_one_device(name, n):
-    """Prompts in several chunks, more requests than rows, pages that run out."""
+    """Prompts of several lengths, more requests than rows, pages that run out."""
     made = shared_llm(name, f"tensor={n}")
     before = made.engine.metrics.preemptions
     assert tokens(made.generate(questions(name), GREEDY)) == expected(name)
