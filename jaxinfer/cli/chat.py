@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jaxinfer.cli import streams
 from jaxinfer.cli.answer import Answer, naming, stream_answer
-from jaxinfer.cli.errors import UsageError, one_line
+from jaxinfer.cli.errors import BAD_INPUT, UsageError, exit_code, one_line
 from jaxinfer.cli.loading import open_model, start_engine
 from jaxinfer.cli.options import Model, Output, Sampling
 from jaxinfer.errors import ContextLengthError, KVCacheFullError
@@ -48,7 +48,7 @@ class Chat(Output):
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
 
     def run(self) -> int:
-        """Talk until the end of input; the exit code."""
+        """Talk until the end of input; the exit code, of a pipe the first failure's."""
         # Wrong values are found before anything is downloaded.
         streams.check_stdin()
         self.sampling.params({})
@@ -70,11 +70,16 @@ class Chat(Output):
         while (line := _read_line()) is not None:
             if not talk.handle(line):
                 break
-        return 0
+        return 0 if sys.stdin.isatty() else talk.exit_code
 
 
 class Conversation:
-    """Messages so far, and what a line of input does to them."""
+    """Messages so far, and what a line of input does to them.
+
+    Attributes:
+        messages: As for `LLM.chat`.
+        exit_code: Of the first line that failed; 0 if none has.
+    """
 
     def __init__(
         self,
@@ -90,6 +95,7 @@ class Conversation:
         self._reporter = reporter
         self._opening = [{"role": "system", "content": system}] if system else []
         self.messages: list[dict[str, str]] = list(self._opening)
+        self.exit_code = 0
 
     def handle(self, line: str) -> bool:
         """Answer a question or obey a command; False to leave."""
@@ -115,8 +121,12 @@ class Conversation:
             case "/save":
                 self._save(rest.strip())
             case _:
-                print(f"unknown command {name}; /help lists them", file=sys.stderr)
+                self._fail(f"unknown command {name}; /help lists them", BAD_INPUT)
         return True
+
+    def _fail(self, text: str, exit_code: int) -> None:
+        print(text, file=sys.stderr)
+        self.exit_code = self.exit_code or exit_code
 
     def _undo(self) -> str:
         if len(self.messages) == len(self._opening):
@@ -138,8 +148,9 @@ class Conversation:
             if answer.text:
                 _write("\n")
             full = isinstance(error, ContextLengthError | KVCacheFullError)
-            hint = "; /reset or /undo makes room" if full else ""
-            print(f"error: {one_line(error)}{hint}", file=sys.stderr)
+            can_make_room = full and len(self.messages) > len(self._opening)
+            hint = "; /reset or /undo makes room" if can_make_room else ""
+            self._fail(f"error: {one_line(error)}{hint}", exit_code(error))
             return
         _write("\n")
         if not answer.text:  # stopped before anything came
@@ -149,13 +160,13 @@ class Conversation:
 
     def _save(self, name: str) -> None:
         if not name:
-            print("/save needs a file name", file=sys.stderr)
+            self._fail("/save needs a file name", BAD_INPUT)
             return
         try:
             text = json.dumps(self.messages, indent=2, ensure_ascii=False)
             Path(name).expanduser().write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            print(f"error: cannot write {name}: {error.strerror}", file=sys.stderr)
+            self._fail(f"error: cannot write {name}: {error.strerror}", exit_code(error))
         else:
             print(f"{len(self.messages)} messages in {name}")
 

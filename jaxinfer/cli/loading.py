@@ -1,11 +1,14 @@
 """From a model's name to something that runs, with progress."""
 
 import contextlib
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxinfer.cli import interrupts
+from jaxinfer.cli.errors import one_line
 from jaxinfer.progress import Reporter
 
 if TYPE_CHECKING:
@@ -57,11 +60,14 @@ def find_devices() -> None:
         ) from error
 
 
-def keep_compiled() -> None:
+def keep_compiled(note: Callable[[str], object]) -> None:
     """Let JAX keep what it compiles in jaxinfer's cache folder, so that the next start is quicker.
 
     Not where the user has named a folder or said that there is none. The key of an entry holds
     versions and the features of the processor, so machines may share a home.
+
+    Args:
+        note: Gets a line where nothing can be kept there.
     """
     import jax
 
@@ -70,14 +76,21 @@ def keep_compiled() -> None:
     decided = jax.config.jax_compilation_cache_dir is not None
     if decided or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
+    try:
         folder = cache_dir() / "xla"
         folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK | os.X_OK):
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-            # JAX leaves out what compiled within a second, which much of a small model does.
-            if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-                jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except (OSError, RuntimeError) as error:  # no home, or one that cannot be written
+        note(
+            f"compiled programs are not kept for the next start: {one_line(error)} "
+            f"(JAX_COMPILATION_CACHE_DIR names another folder, or, empty, none)"
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    # JAX leaves out what compiled within a second, which much of a small model does.
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def load_weights(
@@ -96,7 +109,7 @@ def load_weights(
     from jaxinfer.loading import dtype_name
     from jaxinfer.models.checkpoint.open import load_model
 
-    keep_compiled()
+    keep_compiled(reporter.note)
     with reporter.task("load", unit="weights") as progress:
         return load_model(
             checkpoint, dtype=jnp.dtype(dtype_name(dtype)), progress=progress, mesh=mesh

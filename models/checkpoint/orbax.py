@@ -6,6 +6,7 @@ of weights), `weights/` (Orbax), `tokenizer.json` and `tokenizer_config.json` (H
 
 import concurrent.futures
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -135,6 +136,8 @@ def save_orbax(
             shutil.rmtree(scratch, ignore_errors=True)
             raise
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            check_target(path)  # somebody else was quicker
         raise _about(path, error) from error
 
 

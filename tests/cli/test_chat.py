@@ -23,7 +23,7 @@ def test_every_line_of_a_pipe_is_a_question(tiny, tmp_path):
     ]  # fmt: skip
     done = run("chat", "--model", tiny, "--system", "S", "--max-tokens", "4",
                stdin="\n".join(lines) + "\n")  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 2, done.stderr  # of the first that failed, /nonsense
 
     def talk(name: str) -> list[str]:
         messages = json.loads((tmp_path / name).read_text())
@@ -47,7 +47,7 @@ def test_a_conversation_that_grows_too_long(tiny):
     """The question is refused, the conversation stays usable."""
     done = run("chat", "--model", tiny, "--max-tokens", "4",
                stdin=f"One\n{'x' * 600}\nTwo\n")  # fmt: skip
-    assert done.returncode == 0
+    assert done.returncode == 2
     assert done.stderr.count("error: ") == 1
     assert "; /reset or /undo makes room\n" in done.stderr
     assert ") (" not in done.stderr
@@ -61,7 +61,7 @@ def test_a_question_that_is_not_utf8(tiny):
         capture_output=True, cwd=REPOSITORY, check=False,
     )  # fmt: skip
     err = done.stderr.decode()
-    assert done.returncode == 0, err
+    assert done.returncode == 2, err
     assert [line for line in err.splitlines() if "error" in line] == [
         "error: the text is not valid Unicode: it holds U+DCE9, half of a surrogate pair, "
         "as Python makes of bytes that are not UTF-8"

@@ -14,6 +14,12 @@ from tests.cli.command import REPOSITORY, run
 
 
 @pytest.fixture
+def said() -> list[str]:
+    """Lines about what cannot be kept."""
+    return []
+
+
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     """The user's cache folder of jaxinfer, empty; nobody has decided on JAX's."""
     monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path / "cache"))
@@ -56,32 +62,44 @@ def test_a_folder_that_cannot_be_made_breaks_nothing(tiny, cache):
     assert messages == ""
 
 
-def test_a_folder_that_cannot_be_written_is_left_alone(cache, configured, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_left_alone(cache, configured, said, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    keep_compiled()
+    keep_compiled(said.append)
     assert configured() is None
+    (line,) = said
+    assert f"{cache / 'xla'}: Permission denied" in line
 
 
-def test_without_a_home_nothing_is_kept(cache, configured, monkeypatch):
+def test_without_a_home_nothing_is_kept(cache, configured, said, monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr("jaxinfer.default_model.cache_dir", homeless)
-    keep_compiled()
+    keep_compiled(said.append)
     assert configured() is None
+    (line,) = said
+    assert "Could not determine home directory." in line
+
+
+def test_a_file_in_the_place_of_the_folder(cache, configured, said):
+    cache.mkdir()
+    (cache / "xla").touch()
+    keep_compiled(said.append)
+    assert configured() is None
+    assert "xla: File exists" in said[0]
 
 
 @pytest.mark.parametrize("folder", ["", "/elsewhere"])
 def test_the_environment_decides(cache, configured, monkeypatch, folder):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
-    keep_compiled()
+    keep_compiled(print)
     assert configured() is None  # read by JAX when it is imported, which it has been
     assert not cache.exists()
 
 
 def test_a_folder_that_jax_was_told_stays(cache, configured, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    keep_compiled()
+    keep_compiled(print)
     assert configured() == str(tmp_path / "mine")
     assert not cache.exists()
 
@@ -93,13 +111,13 @@ def test_quick_programs_are_kept_unless_the_environment_says_no(
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     if limit:
         monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", limit)
-    keep_compiled()
+    keep_compiled(print)
     now = jax.config.jax_persistent_cache_min_compile_time_secs
     assert now == (before if limit else 0)
 
 
 def test_else_it_is_beside_the_default_model(cache, configured):
-    keep_compiled()
+    keep_compiled(print)
     assert configured() == str(cache / "xla")
 
 

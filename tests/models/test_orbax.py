@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.models.checkpoint import orbax_write
+from jaxinfer.models.checkpoint import orbax, orbax_write
 from jaxinfer.models.checkpoint.base import GenerationDefaults
 from jaxinfer.models.checkpoint.open import load_model, open_checkpoint
 from jaxinfer.models.checkpoint.orbax import FILE, OrbaxCheckpoint, check_target, save_orbax
@@ -71,6 +71,21 @@ def test_the_target_must_not_exist(tmp_path):
     with pytest.raises(FileExistsError, match="model exists; remove it or choose another name"):
         save_orbax(tmp_path / "model", random_model("llama"))
     assert list((tmp_path / "model").iterdir()) == []
+
+
+def test_somebody_else_was_quicker(tmp_path, monkeypatch):
+    """Two conversions to one place: the first stays, and the other says so."""
+    write = orbax._write
+
+    def late(*arguments):
+        write(*arguments)
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "first").touch()
+
+    monkeypatch.setattr(orbax, "_write", late)
+    with pytest.raises(FileExistsError, match="model exists; remove it or choose another name"):
+        save_orbax(tmp_path / "model", random_model("llama"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "first"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, RuntimeError])
