@@ -45,8 +45,7 @@ class ClusterSum:
         """Scratch of the kernel: `mailbox` if it is in shared memory, and `arrived`."""
         if plgpu.interpreting():
             return {"arrived": plgpu.ClusterBarrier(collective_axes=(self.axis,))}
-        # A tile's rows of 32 bytes lie as the threads of a warp hold them.
-        layout = (plgpu.TilingTransform((8, 8)), plgpu.SwizzleTransform(32))
+        layout = plgpu.FLOAT32_TILES
         return {
             "mailbox": plgpu.SMEM(self._mailbox, jnp.float32, transforms=layout),
             "arrived": plgpu.Barrier(num_arrivals=(self.ctas - 1) * self.count),

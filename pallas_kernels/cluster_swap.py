@@ -20,8 +20,8 @@ from jaxinfer.pallas_kernels import plgpu
 class ClusterSwap:
     """What a kernel needs to swap `times` times, once per tile.
 
-    A CTA that writes a value two tiles later has got the other's of one tile later, which comes
-    after the other has read the first: two mailboxes suffice.
+    Two mailboxes suffice. Before a CTA writes into one again, two swaps later, it has received the
+    value of the swap between, which the other sent after it had read that mailbox.
 
     Attributes:
         axis: Name of the cluster's axis, of size 2.
@@ -46,8 +46,7 @@ class ClusterSwap:
         """Scratch of the kernel: `mailbox` if it is in shared memory, and `arrived`."""
         if plgpu.interpreting():
             return {"arrived": plgpu.ClusterBarrier(collective_axes=(self.axis,))}
-        # A tile's rows of 32 bytes lie as the threads of a warp hold them.
-        layout = (plgpu.TilingTransform((8, 8)), plgpu.SwizzleTransform(32))
+        layout = plgpu.FLOAT32_TILES
         return {
             "mailbox": plgpu.SMEM((self._boxes, *self.shape), jnp.float32, transforms=layout),
             "arrived": plgpu.Barrier(num_barriers=self._boxes),

@@ -44,8 +44,12 @@ ACC: Any = _mgpu.WGMMAAccumulatorRef
 SwizzleTransform: Any = _mgpu.SwizzleTransform
 TilingTransform: Any = _mgpu.TilingTransform
 
+# Of float32 in shared memory: rows of 32 bytes lie as a warp's threads hold them in wgmma's layout.
+FLOAT32_TILES = (TilingTransform((8, 8)), SwizzleTransform(32))
+
 __all__ = [
     "ACC",
+    "FLOAT32_TILES",
     "SMEM",
     "Barrier",
     "ClusterBarrier",

@@ -124,9 +124,9 @@ class Conversation:
                 self._fail(f"unknown command {name}; /help lists them", BAD_INPUT)
         return True
 
-    def _fail(self, text: str, exit_code: int) -> None:
+    def _fail(self, text: str, code: int) -> None:
         print(text, file=sys.stderr)
-        self.exit_code = self.exit_code or exit_code
+        self.exit_code = self.exit_code or code
 
     def _undo(self) -> str:
         if len(self.messages) == len(self._opening):

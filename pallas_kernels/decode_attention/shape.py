@@ -51,7 +51,10 @@ def tile_rows(R: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """Static sizes; R query rows (t, g) share a KV head, padded to `rows` (a multiple of 8)."""
+    """Static sizes; R query rows (t, g) share a KV head, padded to `rows` (a multiple of 8).
+
+    `capacity` is the most keys that a request's part of the page table has room for.
+    """
 
     B: int
     T: int

@@ -101,7 +101,8 @@ def matmul_mosaic(
     if rotation is not None:
         if shape.banks == 2:
             scratch["second_smem"] = plgpu.SMEM((shape.rows, config.block_n), dtype)
-        heads = rotation.heads_of(config)
+        heads = shape.heads
+        assert heads is not None, "there is a rotation"
         scratch |= heads.scratch(shape.rows)
         beyond = ((0, shape.rows - shape.M), (0, 0))
         angles = heads.angles(rotation.cos, rotation.sin)

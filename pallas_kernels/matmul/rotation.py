@@ -129,19 +129,19 @@ class Heads:
     halves: bool = False
 
     @property
-    def in_halves(self) -> bool:
-        """Whether what is rotated together lies in two arrays of registers."""
+    def is_wide(self) -> bool:
+        """More than 64 columns: what is rotated together lies in two arrays of registers."""
         return self.H > 64
 
     @property
     def banks(self) -> int:
         """Of a tile."""
-        return 2 if self.in_halves and not self.halves else 1
+        return 2 if self.is_wide and not self.halves else 1
 
     @property
     def bank(self) -> int:
         """Columns of a bank."""
-        return self.H // 2 if self.in_halves else self.H
+        return self.H // 2 if self.is_wide else self.H
 
     def angles(self, cos, sin) -> tuple[Any, Any]:
         """`[M, bank]` factors of an element and of the one it is rotated with, float32.
@@ -151,21 +151,21 @@ class Heads:
             sin: `[M, H/2]`.
         """
         cos, sin = cos.astype(jnp.float32), sin.astype(jnp.float32)
-        if self.in_halves:
+        if self.is_wide:
             return cos, sin
         return jnp.concatenate([cos, cos], axis=1), jnp.concatenate([-sin, sin], axis=1)
 
     def scratch(self, rows: int) -> dict[str, Any]:
         """Shared memory in which a head of one bank is turned by half its width."""
-        if self.in_halves:
+        if self.is_wide:
             return {}
-        layout = (plgpu.TilingTransform((8, 8)), plgpu.SwizzleTransform(32))
+        layout = plgpu.FLOAT32_TILES
         return {"turned_smem": plgpu.SMEM((2 * self.H, rows), jnp.float32, transforms=layout)}
 
     @property
     def tiles(self) -> int:
         """Tiles of 16-bit elements on their way out, and in `scratch`."""
-        return self.banks if self.in_halves else 5
+        return self.banks if self.is_wide else 5
 
     def normalised(self, banks, head, q_gmem, k_gmem) -> list[Any]:
         """A head under its norm, unless it holds values.
@@ -224,7 +224,7 @@ class Heads:
             other = plgpu.load(turned, layout=plgpu.Layout.WGMMA, optimized=False)
             return (bank * cosine + other * sine,)
 
-        return self._unless_values(head, banks, in_banks if self.in_halves else through_memory)
+        return self._unless_values(head, banks, in_banks if self.is_wide else through_memory)
 
     def store(self, banks, head, places, q_gmem, k_gmem, v_gmem, *, first: Any = 0) -> None:
         """Send a head's rows to where they belong.

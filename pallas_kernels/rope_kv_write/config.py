@@ -81,7 +81,7 @@ def _fit(
     device: DeviceSpec, heads: Heads, tiling: Mapping[str, Any], *, M: int, D: int
 ) -> Config | None:
     halves = tiling.get("halves", False)
-    if (MAX_TOKENS_OF_HALVES if halves else MAX_TOKENS) < M or (halves and not heads.in_halves):
+    if (MAX_TOKENS_OF_HALVES if halves else MAX_TOKENS) < M or (halves and not heads.is_wide):
         return None
     heads = dataclasses.replace(heads, halves=halves)
     # Of a half, depth takes the place of the other half's columns.

@@ -130,7 +130,7 @@ def project_rope_write(
             raise ValueError(
                 f"config.block_n must be {heads.bank} for head_dim {H}; got {config.block_n}"
             )
-        if config is not None and config.halves and not heads.in_halves:
+        if config is not None and config.halves and not heads.is_wide:
             raise ValueError(f"config.halves is for heads of 128 or 256; got head_dim {H}")
         tiling = configs_of_rope.one_launch_config(current_device(), heads, M=B, D=weight.shape[0])
         choice = configs.Choice(order=("mosaic",), config=tiling)
