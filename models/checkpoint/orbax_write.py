@@ -77,7 +77,8 @@ class _Writers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.unraisablehook = self._hook
+        if sys.unraisablehook == self._hear:  # else an end of the process took its place
+            sys.unraisablehook = self._hook
         self._logs.close()
 
     def _hear(self, report: "sys.UnraisableHookArgs") -> None:

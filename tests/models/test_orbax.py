@@ -170,6 +170,18 @@ def test_what_threads_still_write_is_removed(tmp_path):
     assert shown == ["another"]
 
 
+def test_a_hook_that_was_put_in_place_while_writing_stays(monkeypatch):
+    """An end of the process hushes what it cut off, and that is dropped only later."""
+    hushed, before = (lambda _: None), sys.unraisablehook
+    monkeypatch.setattr(sys, "unraisablehook", before)
+    with orbax_write._Writers():
+        pass
+    assert sys.unraisablehook is before
+    with orbax_write._Writers():
+        sys.unraisablehook = hushed
+    assert sys.unraisablehook is hushed
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A converted llama, to be copied."""
