@@ -5,6 +5,7 @@ from typing import Literal
 
 from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout
 from jaxinfer.pallas_kernels.decode_attention.plan import Division
+from jaxinfer.pallas_kernels.prefetch import Prefetch
 
 Softmax = Literal["online", "unified", "unified by phi"]
 
@@ -53,7 +54,8 @@ def tile_rows(R: int) -> int:
 class Shape:
     """Static sizes; R query rows (t, g) share a KV head, padded to `rows` (a multiple of 8).
 
-    `capacity` is the most keys that a request's part of the page table has room for.
+    `capacity` is the most keys that a request's part of the page table has room for, `prefetch` is
+    of what comes next.
     """
 
     B: int
@@ -70,6 +72,7 @@ class Shape:
     softcap: float | None
     softmax: Softmax
     capacity: int
+    prefetch: tuple[Prefetch, ...] = ()
     interpreted: bool = False
 
     @property
