@@ -19,7 +19,7 @@ from jax import lax
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate, gated
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
-from jaxinfer.pallas_kernels.matmul.rotation import MAX_TOKENS, Places, Rotation
+from jaxinfer.pallas_kernels.matmul.rotation import Places, Rotation
 from jaxinfer.pallas_kernels.matmul.shape import CLUSTER, Config, Shape, num_ctas
 from jaxinfer.pallas_kernels.plgpu import pl
 
@@ -107,10 +107,7 @@ def matmul_mosaic(
         beyond = ((0, shape.rows - shape.M), (0, 0))
         angles = heads.angles(rotation.cos, rotation.sin)
         inputs["cos"], inputs["sin"] = (jnp.pad(x, beyond).T for x in angles)
-        missing = -shape.M % MAX_TOKENS if shape.M > MAX_TOKENS else 0
-        inputs["page"], inputs["slot"] = (
-            jnp.pad(x, (0, missing), constant_values=-1) for x in (rotation.page, rotation.slot)
-        )
+        inputs["page"], inputs["slot"] = map(Places.padded, (rotation.page, rotation.slot))
         if rotation.q_norm is not None and rotation.k_norm is not None:
             inputs["q_norm"], inputs["k_norm"] = rotation.q_norm.weight, rotation.k_norm.weight
         inputs["k_pages"], inputs["v_pages"] = (

@@ -18,9 +18,7 @@ from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.matmul.norm import Norm
 from jaxinfer.pallas_kernels.plgpu import pl
 
-# A copy per token and half of a head: more of them are better made by a kernel of their own.
-MAX_TOKENS = 16
-MAX_TOKENS_OF_HALVES = 64  # CTAs with half a head have half of the copies, and of the sums
+_AT_ONCE = 16  # tokens whose places are read at once
 HEAD_DIMS = (64, 128, 256)  # that are a bank of 64 or 128 columns, or two of them
 
 
@@ -80,11 +78,17 @@ class Places:
 
         Args:
             tokens: M.
-            page_gmem: `[M]` int32, padded to a multiple of 16 where M is more; -1: nowhere.
+            page_gmem: `[M]` int32, as `padded` makes it; -1: nowhere.
             slot_gmem: As `page_gmem`.
         """
         self.tokens, self._gmem = tokens, (page_gmem, slot_gmem)
-        self._known = self._read(0) if tokens <= MAX_TOKENS else None
+        self._known = self._read(0) if tokens <= _AT_ONCE else None
+
+    @staticmethod
+    def padded(places: jax.Array) -> jax.Array:
+        """`[M]` pages or slots, so many that they can be read several at once."""
+        missing = -len(places) % _AT_ONCE if len(places) > _AT_ONCE else 0
+        return jnp.pad(places, (0, missing), constant_values=-1)
 
     def each(self, write: Callable[[Any, Any, Any], None]) -> None:
         """Call `write(token, page, slot)` for every token that goes somewhere."""
@@ -92,12 +96,12 @@ class Places:
             self._call(write, 0, self._known)
             return
 
-        @pl.loop(0, -(-self.tokens // MAX_TOKENS))
+        @pl.loop(0, -(-self.tokens // _AT_ONCE))
         def _several(i):
-            self._call(write, i * MAX_TOKENS, self._read(i * MAX_TOKENS))
+            self._call(write, i * _AT_ONCE, self._read(i * _AT_ONCE))
 
     def _read(self, first) -> list[tuple[Any, Any]]:
-        count = min(self.tokens, MAX_TOKENS)
+        count = min(self.tokens, _AT_ONCE)
         return [tuple(gmem[first + i] for gmem in self._gmem) for i in range(count)]
 
     def _call(self, write, first, places) -> None:
@@ -132,6 +136,11 @@ class Heads:
     def is_wide(self) -> bool:
         """More than 64 columns: what is rotated together lies in two arrays of registers."""
         return self.H > 64
+
+    @property
+    def most_tokens(self) -> int:
+        """Whose halves, cosines and sines lie in 128 registers of a thread at once: 64 or 32."""
+        return 4096 // self.bank
 
     @property
     def banks(self) -> int:

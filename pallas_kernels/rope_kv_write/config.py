@@ -7,18 +7,12 @@ from typing import Any
 from jaxinfer.pallas_kernels.device import DeviceSpec
 from jaxinfer.pallas_kernels.matmul.config import (
     LARGE,
-    MAX_ACCUMULATORS,
     Tiling,
     deepest,
     suits,
     with_room,
 )
-from jaxinfer.pallas_kernels.matmul.rotation import (
-    HEAD_DIMS,
-    MAX_TOKENS,
-    MAX_TOKENS_OF_HALVES,
-    Heads,
-)
+from jaxinfer.pallas_kernels.matmul.rotation import HEAD_DIMS, Heads
 from jaxinfer.pallas_kernels.matmul.shape import Config
 
 PREFERRED = ("mosaic", "xla")
@@ -33,6 +27,7 @@ ONE_LAUNCH: dict[str, dict[str, Any]] = {
 _SHARED = "x2-r96"
 # Of small weights, alone: heads of 256 cost 1.9 µs (Gemma 3's projection), of 64 at most 1.1.
 _WIDEST_OF_SMALL = 128
+_MOST_TOKENS = 16  # measured in whole steps; more by name
 PREFERRED_TILINGS = (_SHARED, "x1", "halves")  # the first that suits
 
 
@@ -50,7 +45,7 @@ def with_projection(device: DeviceSpec, heads: Heads, *, M: int, D: int) -> tupl
         M: Tokens.
         D: Depth of the product.
     """
-    if not device.is_hopper or M > MAX_TOKENS or heads.H not in HEAD_DIMS:
+    if not device.is_hopper or M > _MOST_TOKENS or heads.H not in HEAD_DIMS:
         return ("separate", "mosaic")
     large = 2 * D * (heads.N + 2 * heads.K) * heads.H >= LARGE
     if large:
@@ -81,7 +76,7 @@ def _fit(
     device: DeviceSpec, heads: Heads, tiling: Mapping[str, Any], *, M: int, D: int
 ) -> Config | None:
     halves = tiling.get("halves", False)
-    if (MAX_TOKENS_OF_HALVES if halves else MAX_TOKENS) < M or (halves and not heads.is_wide):
+    if heads.most_tokens < M or (halves and not heads.is_wide):
         return None
     heads = dataclasses.replace(heads, halves=halves)
     # Of a half, depth takes the place of the other half's columns.
@@ -91,8 +86,5 @@ def _fit(
         return None
     gated = heads.banks == 2  # as many weights as with a gate
     config = deepest(device, wanted, M=M, gated=gated)
-    # Both halves, cosines and sines lie in registers at once.
-    if config is not None and halves and 4 * config.accumulators(M, gated=False) > MAX_ACCUMULATORS:
-        return None
     # A norm or not: tilings that depended on it would be measured apart.
     return with_room(config, device, M=M, gated=gated, tiles=heads.tiles, sums=True)

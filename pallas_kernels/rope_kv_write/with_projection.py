@@ -13,13 +13,7 @@ from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import check, matmul, run_mosaic
 from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm
-from jaxinfer.pallas_kernels.matmul.rotation import (
-    HEAD_DIMS,
-    MAX_TOKENS,
-    MAX_TOKENS_OF_HALVES,
-    Heads,
-    Rotation,
-)
+from jaxinfer.pallas_kernels.matmul.rotation import HEAD_DIMS, Heads, Rotation
 from jaxinfer.pallas_kernels.rope_kv_write import config as configs_of_rope
 from jaxinfer.pallas_kernels.rope_kv_write.api import check_shapes, rope_kv_write
 
@@ -68,8 +62,7 @@ def project_rope_write(
             an implementation of one of these ops or gives a tiling, else the first of
             `config.with_projection` that can serve.
         config: Tiling of the product, as for `matmul`; in one launch `block_n` must be H/2, or 64
-            if that is H. With `halves`, which needs `implementation="mosaic"`, up to 64 tokens can
-            be served, not 16.
+            if that is H. `halves` needs `implementation="mosaic"`.
 
     Returns:
         Rotated queries `[B, 1, N, H]`, and both pools with the new tokens.
@@ -120,7 +113,7 @@ def project_rope_write(
         return q, keys, values
 
     def mosaic() -> tuple[jax.Array, jax.Array, jax.Array]:
-        _check_one_launch(tokens=B, head_dim=H, config=config)
+        _check_one_launch(heads, tokens=B)
         page, slot = _places(page_table, start, num_tokens, page_size=k_pages.shape[2])
         rotation = Rotation(
             cos=cos[:, 0], sin=sin[:, 0], page=page, slot=slot, k_pages=k_pages, v_pages=v_pages,
@@ -158,16 +151,14 @@ def _places(page_table, start, num_tokens, *, page_size: int) -> tuple[jax.Array
     return page.astype(jnp.int32), start % page_size
 
 
-def _check_one_launch(*, tokens: int, head_dim: int, config: Config | None) -> None:
+def _check_one_launch(heads: Heads, *, tokens: int) -> None:
     """Raise NotSupported where one launch cannot serve, whatever the product allows."""
     refuse = functools.partial(NotSupported, NAME, "mosaic")
     device = current_device()
     if not device.is_hopper:
         raise refuse(f"device {device.name!r}", "Hopper GPUs (compute capability 9.0)")
-    if head_dim not in HEAD_DIMS:
+    if heads.H not in HEAD_DIMS:
         known = ", ".join(str(width) for width in HEAD_DIMS)
-        raise refuse(f"head_dim {head_dim} with the projection", known)
-    in_halves = head_dim > 64 if config is None else config.halves
-    most = MAX_TOKENS_OF_HALVES if in_halves else MAX_TOKENS
-    if tokens > most:
-        raise refuse(f"{tokens} tokens with their projection", f"1 to {most}")
+        raise refuse(f"head_dim {heads.H} with the projection", known)
+    if tokens > heads.most_tokens:
+        raise refuse(f"{tokens} tokens with their projection", f"1 to {heads.most_tokens}")

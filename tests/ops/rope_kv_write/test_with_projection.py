@@ -131,6 +131,13 @@ def test_halves_of_a_head(hopper, B, N, K, H, D, options):
     agree(run(hopper, given, N, config=tiling), want(given, N), given[0].dtype)
 
 
+@pytest.mark.parametrize("H", [64, 128])
+def test_more_tokens_than_places_in_registers(hopper, H):
+    given = arrays(35, 1, 1, H, 64, absent=(3, 34))
+    tiling = Config(block_n=64, block_k=64, stages=2)
+    agree(run(hopper, given, 1, config=tiling), want(given, 1), given[0].dtype)
+
+
 def test_halves_of_a_head_under_a_norm(hopper):
     given = arrays(3, 1, 1, 128, 64, bias=True)
     tiling = Config(block_n=64, block_k=64, stages=2, halves=True)
@@ -228,12 +235,15 @@ def test_lowers(h100, B, N, K, H, D, normed):
     assert text.count("custom_call @mosaic_gpu") == 1
 
 
-@pytest.mark.parametrize(("B", "H", "fits"), [
-    (17, 128, True), (64, 128, True), (32, 256, True), (64, 256, False), (8, 64, False),
+@pytest.mark.parametrize(("tiling", "B", "H", "fits"), [
+    ("halves", 17, 128, True), ("halves", 64, 128, True), ("halves", 32, 256, True),
+    ("halves", 64, 256, False), ("halves", 8, 64, False),
+    ("x1", 64, 64, True), ("x1", 64, 128, True), ("x1", 32, 256, True), ("x1", 64, 256, False),
+    ("x2-r96", 64, 64, True), ("x1", 65, 64, False),
 ])  # fmt: skip
-def test_halves_lower(h100, B, H, fits):
+def test_many_tokens_lower(h100, tiling, B, H, fits):
     """Where their sums, the other halves and the angles fit the registers."""
-    config = one_launch_config(h100, Heads(4, 1, H), M=B, D=640, tiling="halves")
+    config = one_launch_config(h100, Heads(4, 1, H), M=B, D=640, tiling=tiling)
     assert (config is not None) == fits
     if fits:
         shapes = jax.eval_shape(lambda: arrays(B, 4, 1, H, 640, bias=True))
@@ -272,7 +282,7 @@ def test_tilings_that_compete_agree(hopper, spec, tiling):
 
 @pytest.mark.parametrize(("sizes", "argument"), [
     ((65, 1, 1, 128, 64), "65 tokens with their projection"),
-    ((17, 1, 1, 64, 64), "17 tokens with their projection"),
+    ((64, 1, 1, 256, 64), "64 tokens with their projection; supported: 1 to 32"),
     ((2, 2, 2, 32, 64), "head_dim 32 with the projection"),
 ])  # fmt: skip
 def test_what_one_launch_cannot_do_two_ops_do(h100, sizes, argument):
