@@ -96,6 +96,7 @@ SPECS: tuple[ProjectSpec, ...] = (
     _llama(1), _llama(8), _llama(16), _llama(64),
     ProjectSpec(model="llama-2-7b", B=1, D=4096, N=32, K=32, H=128),
     ProjectSpec(model="smollm2-135m", B=8, D=576, N=9, K=3, H=64),
+    ProjectSpec(model="smollm2-135m", B=64, D=576, N=9, K=3, H=64),
     ProjectSpec(model="qwen2.5-0.5b", B=8, D=896, N=14, K=2, H=64, bias=True),
     ProjectSpec(model="gemma-3-270m", B=8, D=640, N=4, K=1, H=256),
     ProjectSpec(model="ci", B=3, D=192, N=2, K=1, H=128, bias=True, page_size=16, start=15,
