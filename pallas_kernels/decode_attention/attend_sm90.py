@@ -16,6 +16,7 @@ from jax import lax
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.merge_sm90 import merged, write
 from jaxinfer.pallas_kernels.decode_attention.pages_sm90 import copy_pages, pages_of, zero_values
+from jaxinfer.pallas_kernels.decode_attention.plan import Bounded
 from jaxinfer.pallas_kernels.decode_attention.shape import Shape
 from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
     COLUMNS_AT_ONCE,
@@ -51,7 +52,7 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi, count
         in one piece; the others' pieces, normalised `[pieces, H, rows]` and base-2 lse
         `[pieces, rows]`, float32; what a second pass finds them by: `[B + 1]` int32, the number of
         each request's first unit (no entry without units) and last the units of a group; `[CTAs]`
-        int32, pieces computed again.
+        int32, pieces whose sums were not trusted.
     """
     config, dtype = shape.config, rows.dtype
     pieces = shape.K * shape.division.pieces
@@ -107,8 +108,8 @@ def _body(
     role = lax.axis_index("role")
     group, head = lax.div(cta, jnp.int32(shape.K)), lax.rem(cta, jnp.int32(shape.K))
     stages = jnp.int32(shape.config.stages)
-    division = shape.division
-    start = division.start(lengths_gmem, group)
+    division, lengths = shape.division, Bounded(lengths_gmem, shape.capacity)
+    start = division.start(lengths, group)
     first_unit, units = (start.request, start.block), start.units
     is_unified = shape.softmax != "online"
     # Not a constant: of fewer than 8 rows it reaches past the end, which a constant may not.
@@ -121,9 +122,9 @@ def _body(
             request, block = unit
             slot = lax.rem(i, stages)
             # Read before the wait for a free stage, which the way from memory then overlaps.
-            length = lengths_gmem[request]
+            length = lengths[request]
             pages = pages_of(shape, table_gmem, length, request, block)
-            following = division.following(lengths_gmem, request, block)
+            following = division.following(lengths, request, block)
 
             @pl.when(i >= stages)
             def _wait_for_keys():
@@ -192,7 +193,7 @@ def _body(
         assert counters is not None, "there is no second pass"
         plgpu.count_arrival(counters.at[index], arrived_smem)
         first_piece, pieces = division.pieces_of(
-            request, lengths_gmem[request], first_unit=first_unit, share=start.share
+            request, lengths[request], first_unit=first_unit, share=start.share
         )
 
         @pl.when(arrived_smem[0] == pieces - 1)
@@ -208,8 +209,8 @@ def _body(
             begin = lax.select(is_first, block, begin)
             slot = lax.rem(i, stages)
             # As in `load`, read before the wait.
-            length = lengths_gmem[request]
-            following = division.following(lengths_gmem, request, block)
+            length = lengths[request]
+            following = division.following(lengths, request, block)
             plgpu.barrier_wait(k_ready.at[slot])
 
             def scores(ref):
@@ -238,10 +239,10 @@ def _body(
 
             def store():
                 total = sums.weights.sum(axis=0)
-                seen = total > 0.0
-                divisor = jnp.where(seen, total, 1.0)
+                is_empty = total == 0.0
+                divisor = jnp.where(is_empty, 1.0, total)
                 result = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
-                lse = jnp.where(seen, sums.phi + jnp.log2(divisor), -jnp.inf)
+                lse = jnp.where(is_empty, -jnp.inf, sums.phi + jnp.log2(divisor))
                 first, end = division.blocks(length)
                 is_whole = (begin == first) & (block + 1 == end)
 
@@ -262,8 +263,8 @@ def _body(
                 return violations + softmax.violations(total, acc, piece)
 
             violations = lax.cond(is_last, store, lambda: violations)
-            # A new piece starts from nothing.
-            acc = acc * jnp.where(is_last, 0.0, 1.0).astype(jnp.float32)
+            # A new piece starts from nothing, also after one that is not finite: no product with 0.
+            acc = jnp.where(is_last, 0.0, acc)
             sums = softmax.restart(sums, is_last)
             return following, acc, sums, is_last, begin, violations
 
@@ -281,7 +282,7 @@ def _body(
 
                 @pl.loop(group, shape.B, step=shape.groups)
                 def _empty(request):
-                    first, end = division.blocks(lengths_gmem[request])
+                    first, end = division.blocks(lengths[request])
                     pl.when(first >= end)(lambda: merge(request, jnp.int32(0), jnp.int32(0)))
 
             plgpu.wait_smem_to_gmem(0)

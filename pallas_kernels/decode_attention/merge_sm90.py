@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
+from jaxinfer.pallas_kernels.decode_attention.plan import Bounded
 from jaxinfer.pallas_kernels.decode_attention.shape import Shape
 from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import COLUMNS_AT_ONCE, COMPILER, LOG2E
 from jaxinfer.pallas_kernels.plgpu import pl
@@ -62,10 +63,10 @@ def merged(
 
     groups = lax.div(pieces + size - 1, jnp.int32(size))
     acc, total, peak = lax.fori_loop(0, groups, add_group, (acc, total, peak))
-    seen = total > 0.0
-    divisor = jnp.where(seen, total, 1.0)
+    is_empty = total == 0.0
+    divisor = jnp.where(is_empty, 1.0, total)
     result = acc / lax.broadcast_in_dim(divisor, acc.shape, [1])
-    return result, jnp.where(seen, (peak + jnp.log2(divisor)) / LOG2E, -jnp.inf)
+    return result, jnp.where(is_empty, -jnp.inf, (peak + jnp.log2(divisor)) / LOG2E)
 
 
 def write(shape: Shape, result, out_smem, out_gmem, *, index, begin: Any = 0) -> None:
@@ -115,8 +116,9 @@ def _merge_body(
     shape: Shape, lengths_gmem, piece_out, piece_lse, firsts_gmem, out_gmem, lse_gmem, *, out_smem
 ):
     part, head, request = (lax.axis_index(name) for name in ("part", "head", "request"))
+    length = Bounded(lengths_gmem, shape.capacity)[request]
     first_piece, pieces = shape.division.pieces_of(
-        request, lengths_gmem[request], first_unit=firsts_gmem[request], share=firsts_gmem[shape.B]
+        request, length, first_unit=firsts_gmem[request], share=firsts_gmem[shape.B]
     )
 
     @pl.when(pieces != 1)

@@ -27,7 +27,26 @@ _UNROLLED = 64  # requests up to which their lengths are read all at once
 _int = jnp.int32
 
 Scalar = Any  # an int32 scalar, traced
-Lengths = Any  # an array or a reference of B int32
+Lengths = Any  # an array or a reference of B int32, or `Bounded`
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bounded:
+    """Lengths, but none below zero or beyond a request's part of the page table.
+
+    What comes after it is another request's.
+
+    Attributes:
+        lengths: `[B]` int32.
+        capacity: Keys that there is room for.
+    """
+
+    lengths: Lengths
+    capacity: int
+
+    def __getitem__(self, request: Scalar) -> Scalar:
+        """Of a request."""
+        return lax.clamp(_int(0), self.lengths[request], _int(self.capacity))
 
 
 class Start(NamedTuple):

@@ -52,6 +52,43 @@ def test_tilings(hopper, config):
     check(SMALL, got, call_reference(SMALL, arrays))
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("softmax", ["online", "unified"])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("place", ["query", "keys", "values"])
+def test_requests_do_not_see_each_other(hopper, place, value, softmax):
+    """What is not finite stays with its request, also where one CTA has both."""
+    arrays = list(inputs(make_inputs, SMALL, 17))
+    want = call_reference(SMALL, arrays)
+    index = ["query", "keys", "values"].index(place)
+    at = (0, 0, 0, 3) if index == 0 else (arrays[3][0, 1], slice(None), 20, 3)
+    arrays[index] = arrays[index].at[at].set(value)
+    call = op("mosaic", softmax=softmax, config=BLOCKS_OF_64)
+    got = hopper.run(call, *arrays, num_sms=2)
+    check(SMALL, [x[1:] for x in got], [x[1:] for x in want])
+    assert not all(np.isfinite(np.asarray(x, np.float32)[0]).all() for x in got)
+
+
+def test_keys_beyond_the_table_are_not_looked_for(hopper):
+    """The entry after a request's last is another request's."""
+    *arrays, _ = inputs(make_inputs, SMALL, 18)
+    call = op("mosaic", config=BLOCKS_OF_64)
+    got, want = (
+        hopper.run(call, *arrays, jnp.array(lengths, jnp.int32), num_sms=4)
+        for lengths in ([300, -3], [128, 0])
+    )
+    same_bits(got, want)
+
+
+@pytest.mark.parametrize("softcap", [5.0, 50.0])
+def test_logits_beyond_the_cap(hopper, softcap):
+    query, *rest = inputs(make_inputs, SMALL, 19)
+    spec = dataclasses.replace(SMALL, logits_softcap=softcap)
+    arrays = (query * softcap, *rest)
+    got = hopper.run(op("mosaic", spec), *arrays, num_sms=4)
+    check(spec, got, call_reference(spec, arrays))
+
+
 @pytest.mark.parametrize("logits", ["scale 500", "one huge", "all equal"])
 def test_adversarial_logits(hopper, logits):
     """Weights of one and zero, one key far above the rest, and no difference at all."""
