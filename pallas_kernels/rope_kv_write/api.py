@@ -37,7 +37,9 @@ def rope_kv_write(
 
     RoPE (Su et al., 2021) in the half-split form: pairs are (i, i + H/2). Token t of row b, for
     t < num_tokens[b], lands at sequence position `start[b] + t`: page
-    `page_table[b, position // p]`, slot `position % p`. Other tokens are written nowhere.
+    `page_table[b, position // p]`, slot `position % p`. Other tokens are written nowhere, and so
+    are those with a position outside the table (below 0, or from M·p on), or with an entry there
+    that names no page (below 0, or from P on).
 
     Args:
         q: `[B, T, N, H]` queries before rotation.
@@ -47,7 +49,7 @@ def rope_kv_write(
         sin: `[B, T, H/2]` float32.
         k_pages: `[P, K, p, H]`; donate it to the enclosing jit and it is updated in place.
         v_pages: `[P, K, p, H]`.
-        page_table: `[B, M]` int32.
+        page_table: `[B, M]` int32, pages of each row in order.
         start: `[B]` int32, position of token 0.
         num_tokens: `[B]` int32, tokens of each row that are real, 0 … T.
         implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.
@@ -74,8 +76,8 @@ def rope_kv_write(
     """
     check_shapes(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
     arguments = (
-        q, k, v, cos, sin, k_pages, v_pages, page_table,
-        start.astype(jnp.int32), num_tokens.astype(jnp.int32),
+        q, k, v, cos, sin, k_pages, v_pages,
+        *(table.astype(jnp.int32) for table in (page_table, start, num_tokens)),
     )  # fmt: skip
 
     def mosaic():

@@ -13,6 +13,7 @@ from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.plgpu import pl
+from jaxinfer.pallas_kernels.rope_kv_write.places import place
 
 _WARPS, _LANES = 4, 32
 
@@ -115,11 +116,13 @@ def _body(
     plgpu.copy_smem_to_gmem(keys, k_out.at[token])
     plgpu.barrier_wait(values_ready)
 
-    @pl.when(t < num_tokens[row])
+    page, slot = place(
+        start[row] + t, t < num_tokens[row], lambda column: page_table[row, column],
+        page_size=page_size, table_width=page_table.shape[1], num_pages=k_pages.shape[0],
+    )  # fmt: skip
+
+    @pl.when(page >= 0)
     def _write():
-        position = start[row] + t
-        page = page_table[row, lax.div(position, jnp.int32(page_size))]
-        slot = lax.rem(position, jnp.int32(page_size))
         plgpu.copy_smem_to_gmem(keys, k_pages.at[page, :, slot])
         plgpu.copy_smem_to_gmem(values, v_pages.at[page, :, slot])
 

@@ -15,13 +15,17 @@ def rope_kv_write_reference(
     q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Rotate and write; shapes and meaning as in `api.rope_kv_write`."""
-    page_size = k_pages.shape[2]
+    num_pages, _, page_size, _ = k_pages.shape
     q_rotated = rotate_half(q, cos, sin).astype(q.dtype)
     k_rotated = rotate_half(k, cos, sin).astype(k.dtype)
     for b in range(k.shape[0]):
         for t in range(int(num_tokens[b])):
-            position = int(start[b]) + t
-            page, slot = int(page_table[b, position // page_size]), position % page_size
+            column, slot = divmod(int(start[b]) + t, page_size)
+            if not 0 <= column < page_table.shape[1]:
+                continue
+            page = int(page_table[b, column])
+            if not 0 <= page < num_pages:
+                continue
             k_pages = k_pages.at[page, :, slot].set(k_rotated[b, t])
             v_pages = v_pages.at[page, :, slot].set(v[b, t])
     return q_rotated, k_rotated, k_pages, v_pages

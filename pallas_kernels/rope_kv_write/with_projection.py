@@ -16,6 +16,7 @@ from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm
 from jaxinfer.pallas_kernels.matmul.rotation import HEAD_DIMS, Heads, Rotation
 from jaxinfer.pallas_kernels.rope_kv_write import config as configs_of_rope
 from jaxinfer.pallas_kernels.rope_kv_write.api import check_shapes, rope_kv_write
+from jaxinfer.pallas_kernels.rope_kv_write.places import places
 
 NAME = "project_rope_write"
 _OPS = ("matmul", "add_rms_norm", "rope_kv_write")  # that it can stand for
@@ -52,7 +53,7 @@ def project_rope_write(
         k_pages: `[P, K, p, H]`.
         v_pages: `[P, K, p, H]`.
         page_table: `[B, M]`.
-        start: `[B]`.
+        start: `[B]`; a token outside the table or the pool is written nowhere, as there.
         num_tokens: `[B]`, 0 or 1.
         num_heads: N.
         q_norm: RMSNorm of every query head, with a weight `[H]`; None: there is none.
@@ -114,10 +115,11 @@ def project_rope_write(
 
     def mosaic() -> tuple[jax.Array, jax.Array, jax.Array]:
         _check_one_launch(heads, tokens=B)
-        page, slot = _places(page_table, start, num_tokens, page_size=k_pages.shape[2])
+        table, first = page_table.astype(jnp.int32), start.astype(jnp.int32)
+        page, slot = places(table, first, num_tokens, T=1, pages=k_pages)
         rotation = Rotation(
-            cos=cos[:, 0], sin=sin[:, 0], page=page, slot=slot, k_pages=k_pages, v_pages=v_pages,
-            num_heads=num_heads, q_norm=q_norm, k_norm=k_norm,
+            cos=cos[:, 0], sin=sin[:, 0], page=page[:, 0], slot=slot[:, 0], k_pages=k_pages,
+            v_pages=v_pages, num_heads=num_heads, q_norm=q_norm, k_norm=k_norm,
         )  # fmt: skip
         if config is not None and config.block_n != heads.bank:
             raise ValueError(
@@ -141,14 +143,6 @@ def project_rope_write(
     heads = Heads(num_heads, K, H)
     order = configs_of_rope.with_projection(current_device(), heads, M=B, D=weight.shape[0])
     return choose(NAME, implementation, candidates, order)
-
-
-def _places(page_table, start, num_tokens, *, page_size: int) -> tuple[jax.Array, jax.Array]:
-    """`[B]` page and slot of every token; page -1 if it is none."""
-    start = start.astype(jnp.int32)
-    page = jnp.take_along_axis(page_table, start[:, None] // page_size, axis=1)[:, 0]
-    page = jnp.where(num_tokens > 0, page, -1)
-    return page.astype(jnp.int32), start % page_size
 
 
 def _check_one_launch(heads: Heads, *, tokens: int) -> None:

@@ -11,7 +11,14 @@ from jaxinfer.pallas_kernels.rope_kv_write.mosaic_sm90 import rows_per_tile
 from jaxinfer.pallas_kernels.rope_kv_write.specs import SPECS, RopeWriteSpec, make_inputs
 from tests.metrics import assert_dtype_close
 from tests.ops.cases import cases, inputs, same_bits
-from tests.ops.rope_kv_write.calls import call_reference, check
+from tests.ops.rope_kv_write.calls import (
+    STRAY_SLOTS,
+    STRAYS,
+    astray,
+    call_reference,
+    changed_slots,
+    check,
+)
 
 mosaic = functools.partial(rope_kv_write, implementation="mosaic")
 xla = functools.partial(rope_kv_write, implementation="xla")
@@ -55,6 +62,15 @@ def test_tokens_past_the_count_are_written_nowhere(hopper):
     want = call_reference(*arrays)
     assert_dtype_close(got[2], want[2], SMALL.dtype)
     same_bits(got[3], want[3])
+
+
+def test_tokens_outside_the_table_or_the_pool_are_written_nowhere(hopper):
+    """The kernel reads the table within its row only, and no page but those of the pool."""
+    arrays = astray(inputs(make_inputs, STRAYS, 15))
+    got = hopper.run(mosaic, *arrays)
+    check(STRAYS, got, call_reference(*arrays))
+    for pool, before in zip(got[2:], arrays[5:7], strict=True):
+        assert changed_slots(pool, before) == STRAY_SLOTS
 
 
 def test_pools_outside_the_call_keep_their_bits(hopper):

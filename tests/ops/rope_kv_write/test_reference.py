@@ -10,7 +10,14 @@ from jaxinfer.pallas_kernels.rope_kv_write.specs import SPECS, make_inputs
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
 from tests.ops.cases import cases, inputs, normal
-from tests.ops.rope_kv_write.calls import call_reference, check
+from tests.ops.rope_kv_write.calls import (
+    STRAY_SLOTS,
+    STRAYS,
+    astray,
+    call_reference,
+    changed_slots,
+    check,
+)
 
 
 @pytest.mark.parametrize("spec", cases(SPECS, "ci"))
@@ -18,6 +25,14 @@ def test_matches_float64(spec):
     spec = dataclasses.replace(spec, dtype="float32")
     arrays = inputs(make_inputs, spec, 1)
     check(spec, call_reference(*arrays), oracle.rope_kv_write(*arrays))
+
+
+def test_tokens_outside_the_table_or_the_pool_are_written_nowhere():
+    """What exists is told from what does not in plain Python."""
+    arrays = astray(inputs(make_inputs, STRAYS, 2))
+    got = call_reference(*arrays)
+    for pool, before in zip(got[2:], arrays[5:7], strict=True):
+        assert changed_slots(pool, before) == STRAY_SLOTS
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only():

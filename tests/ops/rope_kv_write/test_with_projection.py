@@ -22,6 +22,7 @@ from jaxinfer.pallas_kernels.rope_kv_write.projection_specs import SPECS, make_i
 from jaxinfer.pallas_kernels.rope_kv_write.with_projection import project_rope_write
 from tests.metrics import assert_dtype_close
 from tests.ops.cases import cases, inputs, normal, quick_compilation, same_bits, shapes_of
+from tests.ops.rope_kv_write.calls import STRAY_SLOTS, astray, changed_slots
 
 PAGE = 16
 
@@ -163,6 +164,16 @@ def test_absent_tokens_are_written_nowhere(hopper):
     rest[7] = rest[7].at[3].set(10_000)
     q, *pools = run(hopper, (x, *rest), 1)
     agree((q[jnp.array([0, 2])], *pools), (want(given, 1)[0][::2], *want(given, 1)[1:]), "bfloat16")
+
+
+@pytest.mark.parametrize("implementation", ["mosaic", "separate", "xla"])
+def test_tokens_outside_the_table_or_the_pool_are_written_nowhere(hopper, implementation):
+    """Of nine requests with a token each, one lies in a page that exists."""
+    given = astray(arrays(9, 1, 1, 128, 64))
+    got = run(hopper, given, 1, implementation)
+    agree(got, want(given, 1), "bfloat16")
+    for pool, before in zip(got[1:], given[5:7], strict=True):
+        assert changed_slots(pool, before) == STRAY_SLOTS & {(3, 14)}
 
 
 def test_a_norm_that_is_not_divided(hopper):

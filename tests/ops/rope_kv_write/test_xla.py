@@ -11,7 +11,14 @@ from jaxinfer.pallas_kernels.rope_kv_write.api import rope_kv_write
 from jaxinfer.pallas_kernels.rope_kv_write.specs import SPECS, RopeWriteSpec, make_inputs
 from tests.ops import oracle
 from tests.ops.cases import cases, inputs, same_bits
-from tests.ops.rope_kv_write.calls import call_reference, check
+from tests.ops.rope_kv_write.calls import (
+    STRAY_SLOTS,
+    STRAYS,
+    astray,
+    call_reference,
+    changed_slots,
+    check,
+)
 
 xla = jax.jit(functools.partial(rope_kv_write, implementation="xla"))
 SMALL = RopeWriteSpec(model="small", B=3, T=5, N=4, K=2, H=6, page_size=4, start=(0, 3, 9),
@@ -42,6 +49,15 @@ def test_tokens_past_the_count_are_written_nowhere():
     table = table.at[1].set(10_000)  # a row without tokens may have no pages
     got = xla(q, k, v, cos, sin, k_pages, v_pages, table, start.at[1].set(10_000), counts)
     same_bits(got[2:], xla(*arrays)[2:])
+
+
+def test_tokens_outside_the_table_or_the_pool_are_written_nowhere():
+    """Positions and entries that do not exist name no others, such as the last page."""
+    arrays = astray(inputs(make_inputs, STRAYS, 8))
+    got = xla(*arrays)
+    check(STRAYS, got, call_reference(*arrays))
+    for pool, before in zip(got[2:], arrays[5:7], strict=True):
+        assert changed_slots(pool, before) == STRAY_SLOTS
 
 
 def test_values_are_copied_bit_by_bit():
