@@ -119,6 +119,14 @@ class LayerSoftmax:
             if not (low - phi >= least + spare and high - phi <= largest - spare)
         )  # fmt: skip
 
+    def verdict(self, dtype: Any) -> dict[str, Any]:
+        """Whether φ serves each head, and what follows for the layer, as JSON values."""
+        wide = self.wide_heads(dtype)
+        return {
+            "unified": [head not in wide for head in range(len(self.phi))],
+            "softmax": "online" if wide else "unified",
+        }
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SoftmaxCalibration:
@@ -147,37 +155,57 @@ class SoftmaxCalibration:
         Raises:
             OSError: it cannot be written; names `path` as given.
         """
-        content = json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=1)
+        content = json.dumps({"format": FORMAT, **self.as_dict()}, indent=1)
         with _scratch(path) as scratch:
             scratch.write_text(content + "\n")
             scratch.replace(path)
 
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON values, and in every layer the verdict.
+
+        `unified` says for every query head whether its reference serves it, `softmax` which softmax
+        a model takes in this layer.
+        """
+        content = dataclasses.asdict(self)
+        for numbers, layer in zip(content["layers"], self.layers, strict=True):
+            numbers.update(layer.verdict(self.dtype))
+        return content
+
     @property
     def modes(self) -> tuple[Softmax, ...]:
         """The softmax of every layer: unified where one reference per head serves all heads."""
-        return tuple(
-            "online" if layer.wide_heads(self.dtype) else "unified" for layer in self.layers
-        )
+        return tuple(layer.verdict(self.dtype)["softmax"] for layer in self.layers)
 
     @classmethod
     def load(cls, path: Path) -> "SoftmaxCalibration":
-        """Read what `save` wrote.
+        """Read what `save` wrote; files of earlier versions have no verdict.
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is not a calibration.
+            ValueError: it is not a calibration, or its verdict is not that of its numbers.
         """
         try:
             content = json.loads(path.read_text())
             if content.pop("format") != FORMAT:
                 raise ValueError("another format")
-            layers = tuple(
-                LayerSoftmax(**{name: tuple(map(float, v)) for name, v in layer.items()})
-                for layer in content.pop("layers")
-            )
+            written = content.pop("layers")
+            layers = tuple(_layer(numbers, content["dtype"]) for numbers in written)
             return cls(**content, layers=layers)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a softmax calibration ({error})") from None
+
+
+def _layer(written: dict[str, Any], dtype: str) -> LayerSoftmax:
+    """A layer of a file; its verdict, which follows from the numbers, must be theirs."""
+    numbers = {name: x for name, x in written.items() if name not in ("unified", "softmax")}
+    layer = LayerSoftmax(**{name: tuple(map(float, x)) for name, x in numbers.items()})
+    for name, follows in layer.verdict(dtype).items():
+        if written.get(name, follows) != follows:
+            raise ValueError(
+                f"{name} must be {follows}, by the numbers beside it; got {written[name]}: "
+                "calibrate anew"
+            )
+    return layer
 
 
 def check_target(path: Path) -> None:

@@ -167,6 +167,52 @@ def test_a_file_holds_all_of_it(found, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["softmax.json"]
 
 
+@pytest.fixture
+def one_wide(found):
+    """Of two layers, the second has a head that φ does not serve."""
+    wide = dataclasses.replace(found.layers[1], sum_high=(99.0, *found.layers[1].sum_high[1:]))
+    assert wide.wide_heads("float32") == (0,)
+    return dataclasses.replace(found, layers=(found.layers[0], wide))
+
+
+def test_the_verdict_is_in_the_file(one_wide, tmp_path):
+    """Of every query head, and what a model that loads the file takes in every layer."""
+    path = tmp_path / "softmax.json"
+    one_wide.save(path)
+    content = json.loads(path.read_text())
+    assert content == json.loads(json.dumps({"format": 2} | one_wide.as_dict()))
+    heads = len(one_wide.layers[0].phi)
+    unified = [layer["unified"] for layer in content["layers"]]
+    assert unified == [[True] * heads, [False] + [True] * (heads - 1)]
+    assert [layer["softmax"] for layer in content["layers"]] == ["unified", "online"]
+    assert softmax_of_layers(path, 2, "float32")[0] == ("unified", "online")
+    assert SoftmaxCalibration.load(path) == one_wide
+
+
+def test_a_file_without_a_verdict_is_read_as_before(one_wide, tmp_path):
+    path = tmp_path / "softmax.json"
+    path.write_text(json.dumps({"format": 2, **dataclasses.asdict(one_wide)}))
+    assert "unified" not in path.read_text()
+    assert SoftmaxCalibration.load(path) == one_wide
+    assert softmax_of_layers(path, 2, "float32")[0] == ("unified", "online")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"softmax": "unified"}, "softmax must be online, by the numbers beside it; got unified"),
+        ({"unified": True}, r"unified must be \[False, .*; got True: calibrate anew"),
+    ],
+)
+def test_a_verdict_that_the_numbers_contradict_is_refused(one_wide, tmp_path, changes, message):
+    path = tmp_path / "softmax.json"
+    content = {"format": 2} | one_wide.as_dict()
+    content["layers"][1].update(changes)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        SoftmaxCalibration.load(path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "layers": [{}]}'])
 def test_other_files_are_refused(tmp_path, text):
     path = tmp_path / "other.json"
@@ -196,7 +242,10 @@ def test_the_command(tmp_path):
     assert "calibrate: 192 tokens" in done.stderr
     assert SoftmaxCalibration.load(out).tokens == 192
     done = run("calibrate", "softmax", str(model), "--text", str(text), "--out", str(out), "--json")
-    assert len(json.loads(done.stdout)["layers"]) == 2
+    printed = json.loads(done.stdout)
+    assert {"format": 2} | printed == json.loads(out.read_text())
+    assert [layer["softmax"] for layer in printed["layers"]] == ["unified"] * 2
+    assert [layer["unified"] for layer in printed["layers"]] == [[True] * 4] * 2
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ class Calibrate(Output):
     """Note where the attention logits of every layer and head lie, in a file.
 
     Decode attention may then use one softmax reference per head instead of a running maximum. Heads
-    whose logits range too widely are named, and their layers keep the running maximum.
+    whose logits range too widely are named, and their layers keep the running maximum; the file
+    says so too.
     """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
@@ -81,7 +82,7 @@ class Calibrate(Output):
         except OSError as error:
             raise RuntimeError(f"cannot write {self.out}: {error.strerror}") from error
         if self.json:
-            print(json.dumps(dataclasses.asdict(found)))
+            print(json.dumps(found.as_dict()))
             return 0
         print("\n".join(table(found)))
         print(f"{found.tokens} tokens; written to {self.out}")
