@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 from jax._src.pallas.mosaic_gpu import core as _mgpu_core
 from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as _mosaic
@@ -48,8 +50,12 @@ TilingTransform: Any = _mgpu.TilingTransform
 # Of float32 in shared memory: rows of 32 bytes lie as a warp's threads hold them in wgmma's layout.
 FLOAT32_TILES = (TilingTransform((8, 8)), SwizzleTransform(32))
 
+# Layout inference of the newer semantics finds no layout for `store_transposed`.
+COMPILER = CompilerParams(approx_math=True, lowering_semantics=LoweringSemantics.Lane)
+
 __all__ = [
     "ACC",
+    "COMPILER",
     "FLOAT32_TILES",
     "SMEM",
     "Barrier",
@@ -68,16 +74,20 @@ __all__ = [
     "copy_gmem_to_smem",
     "copy_smem_to_gmem",
     "count_arrival",
+    "drain",
     "interpret",
     "interpreting",
     "kernel",
     "layout_cast",
     "load",
+    "load_along_columns",
     "lower_for_cuda",
     "pl",
     "prefetch_to_l2",
+    "rows_past_the_end",
     "set_max_registers",
     "store",
+    "store_transposed",
     "tiled_layout",
     "wait_smem_to_gmem",
     "wgmma",
@@ -104,6 +114,59 @@ def store(ref, value: jax.Array, *, optimized: bool = True) -> None:
         ref[...] = value
     else:
         _store(ref, value, optimized=optimized)
+
+
+def store_transposed(smem, value: jax.Array) -> None:
+    """`smem = valueᵀ` for a value in wgmma's layout, which that costs no exchange of registers.
+
+    Args:
+        smem: `[rows, columns]` in shared memory.
+        value: `[columns, rows]`.
+    """
+    store(smem.T, layout_cast(value, Layout.WGMMA_TRANSPOSED), optimized=False)
+
+
+def load_along_columns(gmem, begin, shape: tuple[int, ...]) -> jax.Array:
+    """A number for each of a tile's columns, float32, the same for all tokens.
+
+    Args:
+        gmem: One for each column of the result.
+        begin: Column at which the tile begins.
+        shape: `[columns, tokens]` of the tile.
+    """
+    part = gmem.at[pl.ds(begin, shape[0])]
+    values = load(part, layout=Layout.WGMMA.reduce(1), optimized=False)
+    return lax.broadcast_in_dim(values.astype(jnp.float32), shape, [0])
+
+
+def rows_past_the_end(index, rows: int):
+    """All `rows` rows of a tile, for a copy from an array that may have fewer.
+
+    The copy gets zeros for the rest. Mosaic refuses a constant slice that reaches past the end.
+
+    Args:
+        index: Any traced number that is not negative.
+        rows: Of the tile.
+    """
+    return pl.ds(lax.min(index, jnp.int32(0)), rows)
+
+
+def drain(*barriers, uses, stages: int) -> None:
+    """Wait for the last phases of a ring's barriers.
+
+    Every completed phase of a barrier must have been observed when the kernel ends.
+
+    Args:
+        barriers: Of `stages` stages each.
+        uses: How often a stage was used, all in all.
+        stages: Of the ring.
+    """
+
+    @pl.loop(lax.max(uses - stages, jnp.int32(0)), uses)
+    def _drain(i):
+        slot = lax.rem(i, jnp.int32(stages))
+        for barrier in barriers:
+            barrier_wait(barrier.at[slot])
 
 
 def count_arrival(counter, before) -> None:

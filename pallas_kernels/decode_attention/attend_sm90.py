@@ -20,7 +20,6 @@ from jaxinfer.pallas_kernels.decode_attention.plan import Bounded
 from jaxinfer.pallas_kernels.decode_attention.shape import Shape
 from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
     COLUMNS_AT_ONCE,
-    COMPILER,
     LOG2E,
     Online,
     Piece,
@@ -89,7 +88,7 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi, count
         kernel_name="decode_attention",
         num_threads=2,
         thread_name="role",
-        compiler_params=COMPILER,
+        compiler_params=plgpu.COMPILER,
     )
     counting = () if counters is None else (counters,)
     return kernel(rows, k_pages, v_pages, page_table, lengths, phi, *counting, *later)
@@ -112,8 +111,7 @@ def _body(
     start = division.start(lengths, group)
     first_unit, units = (start.request, start.block), start.units
     is_unified = shape.softmax != "online"
-    # Not a constant: of fewer than 8 rows it reaches past the end, which a constant may not.
-    all_rows = pl.ds(lax.min(cta, jnp.int32(0)), shape.rows)
+    all_rows = plgpu.rows_past_the_end(cta, shape.rows)
 
     def load(passes: int):
         """Load all units; `passes` were loaded before."""
@@ -171,12 +169,7 @@ def _body(
             pl.when(again)(functools.partial(load, 1))
             loaded = lax.select(again, 2 * units, units)
 
-        # Every completed phase of a barrier must have been observed when the kernel ends.
-        @pl.loop(lax.max(loaded - stages, jnp.int32(0)), loaded)
-        def _drain(i):
-            slot = lax.rem(i, stages)
-            plgpu.barrier_wait(k_free.at[slot])
-            plgpu.barrier_wait(v_free.at[slot])
+        plgpu.drain(k_free, v_free, uses=loaded, stages=shape.config.stages)
 
     def merge(request, first_piece, pieces):
         index = request * shape.K + head

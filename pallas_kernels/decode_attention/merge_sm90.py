@@ -10,7 +10,7 @@ from jax import lax
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.plan import Bounded
 from jaxinfer.pallas_kernels.decode_attention.shape import Shape
-from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import COLUMNS_AT_ONCE, COMPILER, LOG2E
+from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import COLUMNS_AT_ONCE, LOG2E
 from jaxinfer.pallas_kernels.plgpu import pl
 
 _GROUP = 8  # pieces whose loads are in flight together
@@ -85,8 +85,7 @@ def write(shape: Shape, result, out_smem, out_gmem, *, index, begin: Any = 0) ->
     for column in range(0, result.shape[0], COLUMNS_AT_ONCE):
         part = rounded[column : column + COLUMNS_AT_ONCE]
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        part = plgpu.layout_cast(part, plgpu.Layout.WGMMA_TRANSPOSED)
-        plgpu.store(out_smem.T, part, optimized=False)
+        plgpu.store_transposed(out_smem, part)
         plgpu.commit_smem()
         columns = pl.ds(begin + column, COLUMNS_AT_ONCE)
         plgpu.copy_smem_to_gmem(rows, out_gmem.at[index, :, columns])
@@ -106,7 +105,7 @@ def merge_pieces(shape: Shape, lengths, out, lse, piece_out, piece_lse, firsts):
         grid=(shape.H // COLUMNS_AT_ONCE, shape.K, shape.B),
         grid_names=("part", "head", "request"),
         kernel_name="decode_attention_merge",
-        compiler_params=COMPILER,
+        compiler_params=plgpu.COMPILER,
     )
     kernel(lengths, piece_out, piece_lse, firsts, out_ref, lse_ref)
     return jax.freeze(out_ref), jax.freeze(lse_ref)

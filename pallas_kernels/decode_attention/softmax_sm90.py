@@ -17,8 +17,6 @@ from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.shape import Shape
 
 LOG2E = math.log2(math.e)
-# Layout inference of the newer semantics finds no layout for the transposed stores used here.
-COMPILER = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane)
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
 COLUMNS_AT_ONCE = 64  # of the head dimension, on the way from registers to the output
 

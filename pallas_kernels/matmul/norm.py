@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+SQUARES_AT_ONCE = 64  # tiles whose sums are added at once: the rows of wgmma
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("weight",), meta_fields=("eps",))
 @dataclasses.dataclass(frozen=True, slots=True)
