@@ -17,7 +17,10 @@ COMMAND = "python -m bench run --op flat_matmul --save && python -m bench tune"
 
 
 def tune_matmul(measured: list[rows.Row]) -> dict[str, dict[str, Any]]:
-    """What is chosen for every measured product, by the chooser's key."""
+    """What is chosen for every measured product, by the chooser's key.
+
+    Models that share a product share the key: of their cases, the one with most tilings counts.
+    """
     specs = {spec.name: spec for spec in SPECS}
     xla_us: dict[str, float] = {}
     kernel_us: dict[str, dict[Config, float]] = {}
@@ -29,12 +32,19 @@ def tune_matmul(measured: list[rows.Row]) -> dict[str, dict[str, Any]]:
             config = flat_matmul.tiling(specs[case], name)
             assert config is not None, "it was measured"
             kernel_us.setdefault(case, {})[config] = row["median_us"]
+    chosen: dict[str, str] = {}  # cases by key
+    for case in xla_us:
+        if case in kernel_us:
+            other = chosen.setdefault(specs[case].tuning_key, case)
+            if len(kernel_us[case]) > len(kernel_us[other]):
+                chosen[specs[case].tuning_key] = case
     return {
-        specs[case].tuning_key: decide(
-            us, kernel_us[case], least_gain_us=least_gain_us(K=specs[case].K, N=specs[case].N)
+        key: decide(
+            xla_us[case],
+            kernel_us[case],
+            least_gain_us=least_gain_us(K=specs[case].K, N=specs[case].N),
         )
-        for case, us in xla_us.items()
-        if case in kernel_us
+        for key, case in chosen.items()
     }
 
 

@@ -29,3 +29,16 @@ def test_the_fastest_tiling_or_xla(tmp_path, monkeypatch):
     }  # fmt: skip
     assert entries["m8 k4096 n6144"]["us"] == {"xla": 20.0, "mosaic": 18.0}
     assert entries["m8 k4096 n6144"]["config"]["block_n"] == 128
+
+
+def test_of_models_that_share_a_product_the_one_with_most_tilings_counts():
+    first, second = (f"{model} o m8 k4096 n4096" for model in ("llama-3-8b", "llama-2-7b"))
+    measured = [
+        row(second, "xla", 11.0), row(second, "mosaic-n64-k64-c1", 10.0),
+        row(first, "xla", 12.0), row(first, "mosaic-n64-k64-c1", 10.5),
+        row(first, "mosaic-n64-k128-c1", 9.0), row(second, "mosaic", 1.0),
+    ]  # fmt: skip
+    with use_device(H100):
+        for rows_in_order in (measured, measured[::-1]):
+            (entry,) = tune.tune_matmul(rows_in_order).values()
+            assert entry["us"] == {"xla": 12.0, "mosaic": 9.0}
