@@ -9,7 +9,7 @@ from jaxinfer.pallas_kernels import tuning
 from jaxinfer.pallas_kernels.decision import decide
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.matmul.config import least_gain_us
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.matmul.specs import SPECS
 
 DATA = Path(__file__).parent.parent / "pallas_kernels" / "data"

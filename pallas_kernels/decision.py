@@ -11,7 +11,7 @@ _IMPLEMENTATIONS = ("mosaic", "xla")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Choice[C]:
+class Preference[C]:
     """How to compute a call.
 
     Attributes:
@@ -57,7 +57,7 @@ def parse[C](
     *,
     default: C | None,
     check: Callable[[C], None],
-) -> Choice[C]:
+) -> Preference[C]:
     """What `decide` made, read from tuning data, which anyone may have edited.
 
     Args:
@@ -82,7 +82,7 @@ def parse[C](
     us = dict(entry.get("us", {}))
     slower = float(us["mosaic"]) - float(us["xla"]) if {"mosaic", "xla"} <= us.keys() else 0.0
     order = ("mosaic", "xla") if implementation == "mosaic" else ("xla",)
-    return Choice(order=order, config=config, slower_us=slower)
+    return Preference(order=order, config=config, slower_us=slower)
 
 
 def _digits(value: float) -> float:

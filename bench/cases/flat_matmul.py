@@ -9,8 +9,8 @@ from jaxinfer.pallas_kernels.dispatch import NotSupported
 from jaxinfer.pallas_kernels.matmul import specs
 from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.matmul.config import GRID, Tiling, fit
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
+from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.matmul.specs import SPECS, MatmulSpec
 
 # Tilings that compete in tuning, by name.

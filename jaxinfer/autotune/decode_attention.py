@@ -12,7 +12,7 @@ from jaxinfer.autotune.op import Op
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.pallas_kernels.decode_attention import config as configs
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
-from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.decode_attention.shape import Config
 from jaxinfer.pallas_kernels.decode_attention.specs import DecodeSpec, make_inputs
 from jaxinfer.pallas_kernels.decode_attention.xla import decode_attention_xla
 from jaxinfer.pallas_kernels.device import DeviceSpec
@@ -22,7 +22,7 @@ MOST_BYTES = 8 << 30
 
 
 class DecodeAttention(Op[DecodeSpec, Config]):
-    """`decode_attention`: each call reads other pages, all that its page table names."""
+    """`decode_attention`: full pages, which no cache holds any more."""
 
     name, unit = "decode_attention", "calls"
     # To compile one took 2 to 3.5 s on machines with an H100 and an H200 (`compile_s` in

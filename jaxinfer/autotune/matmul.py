@@ -12,13 +12,13 @@ from jaxinfer.models.config import DecoderConfig
 from jaxinfer.pallas_kernels.device import DeviceSpec
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import matmul
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
+from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec, make_inputs
 
 
 class Matmul(Op[MatmulSpec, Config]):
-    """`matmul`: each call takes another weight."""
+    """`matmul`: a weight that no cache holds any more."""
 
     name, unit = "matmul", "products"
     # To compile one took 0.4 to 0.75 s on a machine with an H100 (`compile_s` in bench/results);

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, TypedDict, Unpack, get_args, overload
+from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +11,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
+from jaxinfer.pallas_kernels.attention.api import check_softcap, window_sides
+from jaxinfer.pallas_kernels.debug import checked_table
 from jaxinfer.pallas_kernels.decode_attention import config as configs
 from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout, cut, sizes
-from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import (
-    Config,
-    decode_attention_mosaic,
-    tile_rows,
-)
+from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import decode_attention_mosaic
+from jaxinfer.pallas_kernels.decode_attention.shape import Config, tile_rows
 from jaxinfer.pallas_kernels.decode_attention.xla import decode_attention_xla
 from jaxinfer.pallas_kernels.device import DeviceSpec, current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
@@ -100,7 +99,8 @@ def decode_attention(
         lengths: `[B]` int32, 0 … M·p keys per row, the T query tokens included.
         scale: Factor on q·k; default 1/sqrt(H).
         local_window_size: Keys visible before a query's position (an int or `(left, right)`, as
-            in `jax.nn.dot_product_attention`; nothing lies to the right of the newest tokens).
+            in `jax.nn.dot_product_attention`; nothing lies to the right of the newest tokens). One
+            of M·p or more hides nothing.
         logits_softcap: Logits become c·tanh(logits / c).
         softmax: `"online"` rescales as larger logits come by. `"unified"` keeps one reference φ,
             so that no block of keys waits for a maximum; where that leaves the safe range, the keys
@@ -130,9 +130,10 @@ def decode_attention(
         `return_fallbacks` last an int32 scalar.
 
     Raises:
-        ValueError: shapes or parameters that do not fit together.
-        TypeError: dtypes that differ, integers where floats are needed, or counters that are no
-            reference.
+        ValueError: shapes or parameters that do not fit together; in debug mode (the environment
+            has JAXINFER_DEBUG=1) also lengths and page numbers out of range.
+        TypeError: dtypes that differ, integers where floats are needed, a window that is not
+            integers, `phi` that is not numbers, or counters that are no reference.
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
 
@@ -141,7 +142,8 @@ def decode_attention(
     the result holds no NaN or Inf, whatever `phi`, as long as values stay below 2^100.
 
     Memory: `mosaic` reads each visible key and value once and writes partial results of
-    4·H·(CTAs + B·K)·max(16, T·N/K) bytes. `xla` copies all pages that `page_table` names.
+    4·H·(CTAs + B·K)·R' bytes, R' = T·N/K rounded up to a multiple of 8. `xla` copies all pages that
+    `page_table` names.
 
     Follows FlashDecoding (split-KV with a log-sum-exp merge) and section 3 of FlashDecoding++
     (arXiv 2311.01282), with a reference for every piece instead of one for all, which the merge
@@ -160,16 +162,21 @@ def decode_attention(
     elif kv_layout not in get_args(KVLayout):
         raise ValueError(f"kv_layout must be one of {get_args(KVLayout)}; got {kv_layout!r}")
     _check(query, k_pages, v_pages, page_table, lengths, logits_softcap, kv_layout)
+    num_pages, K, page_size = sizes(k_pages.shape, kv_layout)
+    page_table = checked_table(
+        page_table, lengths, name="lengths", page_size=page_size, num_pages=num_pages
+    )
     # Positions are differences of lengths: those of a narrow or unsigned type would wrap.
     page_table, lengths = page_table.astype(jnp.int32), lengths.astype(jnp.int32)
-    left_window = _left_window(local_window_size)
+    left_window = _left_window(local_window_size, capacity=page_table.shape[1] * page_size)
     if scale is None:
         scale = float(query.shape[-1] ** -0.5)
     elif not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale}")
-    unified = _is_unified(softmax, phi, query.shape[2])
+    phi = _as_phi(phi, query.shape[2])
+    unified = _is_unified(softmax, phi)
     if counters is not None:
-        _check_counters(counters, query.shape[0] * sizes(k_pages.shape, kv_layout)[1])
+        _check_counters(counters, query.shape[0] * K)
     for array in prefetch:
         if array.ndim != 2:
             raise ValueError(f"prefetch must hold matrices; got shape {array.shape}")
@@ -206,7 +213,7 @@ def _dispatch(
         rows = tile_rows(T * N // K)
         chosen = config or choice.config
         if chosen is None:
-            chosen = configs.heuristic_config(device, rows=rows, head_dim=H, page_size=page_size)
+            chosen = configs.heuristic_config(device, rows=rows, head_dim=H)
         configs.check_fits(chosen, device, rows=rows, head_dim=H)
         *found, counted = decode_attention_mosaic(
             *arrays, **options, unified=unified, phi=phi, config=chosen, num_sms=device.num_sms,
@@ -306,30 +313,42 @@ def _check(query, k_pages, v_pages, page_table, lengths, softcap, layout: KVLayo
         )
     if query.dtype not in _DTYPES:
         raise TypeError(f"query must be float32, bfloat16 or float16; got {query.dtype}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"logits_softcap must be positive; got {softcap}")
+    check_softcap(softcap)
 
 
-def _left_window(window: int | tuple[int, int] | None) -> int | None:
-    if window is None:
+def _left_window(window: int | tuple[int, int] | None, *, capacity: int) -> int | None:
+    """Keys visible before a query's position; None: all that a row has room for."""
+    sides = window_sides(window)
+    return None if sides is None or sides[0] >= capacity else sides[0]
+
+
+def _as_phi(phi: Array | None, num_heads: int) -> Array | None:
+    """`phi` as an array, which has one number per query head, finite in float32."""
+    if phi is None:
         return None
-    left, right = window if isinstance(window, tuple) else (window, window)
-    if left < 0 or right < 0:
-        raise ValueError(f"local_window_size must not be negative; got {window}")
-    return left
+    numbers = phi if isinstance(phi, Tracer) else _numbers(phi)
+    if numbers.shape != (num_heads,):
+        raise ValueError(
+            f"phi must have one number per query head ({num_heads}); got {numbers.shape}"
+        )
+    if isinstance(numbers, np.ndarray) and not np.isfinite(numbers).all():
+        raise ValueError("phi must be finite in float32")
+    return phi if isinstance(phi, jax.Array) else jnp.asarray(numbers)
 
 
-def _is_unified(softmax: str, phi: jax.Array | None, num_heads: int) -> bool:
+def _numbers(phi: Any) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore"):  # what float32 has no room for becomes infinite
+            return np.asarray(phi, np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"phi must be an array of numbers; got {type(phi).__name__}") from error
+
+
+def _is_unified(softmax: str, phi: Array | None) -> bool:
     if softmax not in get_args(Softmax):
         raise ValueError(f"softmax must be one of {get_args(Softmax)}; got {softmax!r}")
-    if phi is None:
-        return softmax == "unified"
-    if softmax == "online":
+    if phi is not None and softmax == "online":
         raise ValueError(
             "phi is for the unified softmax; leave it out or ask for softmax='unified'"
         )
-    if phi.shape != (num_heads,):
-        raise ValueError(f"phi must have one number per query head ({num_heads}); got {phi.shape}")
-    if not isinstance(phi, Tracer) and not np.isfinite(np.asarray(phi)).all():
-        raise ValueError("phi must be finite")
-    return True
+    return softmax == "unified" or phi is not None

@@ -3,8 +3,8 @@
 import functools
 
 from jaxinfer.pallas_kernels import tuning
-from jaxinfer.pallas_kernels.decision import Choice, parse
-from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config, tile_rows
+from jaxinfer.pallas_kernels.decision import Preference, parse
+from jaxinfer.pallas_kernels.decode_attention.shape import Config, tile_rows
 from jaxinfer.pallas_kernels.device import DeviceSpec
 
 PREFERRED = ("mosaic", "xla")
@@ -26,6 +26,7 @@ GRID = (
     Config(block=256, stages=2), Config(block=256, stages=3),
 )  # fmt: skip
 _MOST_REGISTERS = 192  # of what `Config.registers` counts: addresses and masks need some too
+_SPILLING = 64  # from here on, blocks of 128 keys make ptxas spill more than a few bytes
 
 # Bytes of keys and values that a CTA asks for ahead. Fewer do not hide the way from memory; more
 # are spread over more of it, which then reads more slowly, at 192 KiB by 2 to 3 % (the op's note).
@@ -58,7 +59,7 @@ def choose_config(
     page_size: int,
     left_window: int | None = None,
     as_measured: bool = True,
-) -> Choice[Config]:
+) -> Preference[Config]:
     """The measured choice for a call on a device, else the kernel first.
 
     Lengths are not known when a call is traced, so that S stands for them. Where there is no tiling
@@ -76,7 +77,7 @@ def choose_config(
         left_window: Keys visible before a query's position; None: all.
         as_measured: Whether layout and softmax are those that are measured.
     """
-    static: Choice[Config] = Choice(order=PREFERRED, config=None)
+    static: Preference[Config] = Preference(order=PREFERRED, config=None)
     known = as_measured and T == 1 and B <= MAX_BATCH and S <= MAX_CAPACITY
     if not (known and device.is_hopper):
         return static
@@ -88,7 +89,12 @@ def choose_config(
 
 
 def check_fits(config: Config, device: DeviceSpec, *, rows: int, head_dim: int) -> None:
-    """Raise ValueError if a tiling needs more shared memory than the device has."""
+    """Raise ValueError if a tiling needs more shared memory or registers than there are."""
+    if config.registers(rows=rows, head_dim=head_dim) > _MOST_REGISTERS:
+        raise ValueError(
+            f"config must leave registers for {rows} query rows of {head_dim} elements; got "
+            f"{config}: use a smaller block"
+        )
     needed = config.smem_bytes(rows=rows, head_dim=head_dim)
     if needed > device.smem_bytes:
         raise ValueError(
@@ -97,23 +103,24 @@ def check_fits(config: Config, device: DeviceSpec, *, rows: int, head_dim: int) 
         )
 
 
-def heuristic_config(device: DeviceSpec, *, rows: int, head_dim: int, page_size: int) -> Config:
+def heuristic_config(device: DeviceSpec, *, rows: int, head_dim: int) -> Config:
     """Blocks of 128 keys if two fit, else of 64; stages for `_RING` bytes, at least two.
+
+    With many rows a block of 128 leaves too few registers, and as many of 64 are in flight.
 
     Args:
         device: What the call runs on.
         rows: Query rows per KV head, padded to a multiple of 8.
         head_dim: H.
-        page_size: p.
 
     Raises:
         ValueError: not even two stages fit.
     """
-    del page_size
-    for block in (128, 64):
-        stages = max(2, _RING // (4 * block * head_dim))
-        config = Config(block=block, stages=stages)
-        if config.smem_bytes(rows=rows, head_dim=head_dim) <= device.smem_bytes:
+    stages = max(2, _RING // (4 * 128 * head_dim))
+    for config in (Config(block=128, stages=stages), Config(block=64, stages=stages)):
+        fits = config.smem_bytes(rows=rows, head_dim=head_dim) <= device.smem_bytes
+        spills = config.block == 128 and config.registers(rows=rows, head_dim=head_dim) > _SPILLING
+        if fits and not spills:
             return config
     raise ValueError(f"no tiling fits {device.smem_bytes} bytes of shared memory")
 
@@ -127,7 +134,7 @@ def candidates(device: DeviceSpec, *, N: int, K: int, H: int, page_size: int) ->
         return []
     rows = tile_rows(N // K)
     try:
-        first = heuristic_config(device, rows=rows, head_dim=H, page_size=page_size)
+        first = heuristic_config(device, rows=rows, head_dim=H)
     except ValueError:
         return []  # calls that name no tiling raise it too
     fitting = [

@@ -18,11 +18,9 @@ from jaxinfer.pallas_kernels.decode_attention.attend_sm90 import attend
 from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout, sizes
 from jaxinfer.pallas_kernels.decode_attention.merge_sm90 import merge_pieces
 from jaxinfer.pallas_kernels.decode_attention.plan import num_groups
-from jaxinfer.pallas_kernels.decode_attention.shape import Config, Shape, tile_rows
+from jaxinfer.pallas_kernels.decode_attention.shape import Config, Shape
 from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import LOG2E
 from jaxinfer.pallas_kernels.prefetch import plan_prefetch
-
-__all__ = ["Config", "decode_attention_mosaic", "tile_rows"]
 
 
 # Layers that call alike share one trace and one lowering.

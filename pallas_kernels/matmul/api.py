@@ -12,9 +12,10 @@ from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.epilogue import GATES, Gate
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config, matmul_mosaic
+from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import matmul_mosaic
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, UndividedNorm
 from jaxinfer.pallas_kernels.matmul.rotation import Rotation
+from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.matmul.xla import matmul_xla
 
 NAME = "matmul"
@@ -100,7 +101,7 @@ def run_mosaic(
     transposed: bool,
     gate: Gate | None,
     config: Config | None,
-    choice: configs.Choice,
+    choice: configs.Preference,
 ) -> tuple[jax.Array, Any]:
     """The product, and what goes with it, by the kernel; NotSupported where it cannot serve.
 

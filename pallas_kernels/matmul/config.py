@@ -4,9 +4,9 @@ import dataclasses
 import functools
 
 from jaxinfer.pallas_kernels import tuning
-from jaxinfer.pallas_kernels.decision import Choice, parse
+from jaxinfer.pallas_kernels.decision import Preference, parse
 from jaxinfer.pallas_kernels.device import DeviceSpec
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.matmul.shape import Config
 
 BUCKETS = (1, 8, 16, 32, 64, 128)  # of M: measured at these, and each stands for those below it
 MAX_ROWS = BUCKETS[-1]
@@ -77,7 +77,7 @@ def least_gain_us(*, K: int, N: int) -> float:
 
 def choose_config(
     device: DeviceSpec, *, M: int, K: int, N: int, gated: bool, transposed: bool
-) -> Choice[Config]:
+) -> Preference[Config]:
     """The measured choice for a product on a device, else the heuristic's; no tiling if none fits.
 
     Args:
@@ -99,22 +99,28 @@ def choose_config(
 
 def heuristic(
     device: DeviceSpec, *, M: int, K: int, N: int, gated: bool, transposed: bool
-) -> Choice[Config]:
+) -> Preference[Config]:
     """The choice where nothing was measured. Arguments as of `choose_config`."""
     if M > MAX_ROWS or not device.is_hopper:
-        return Choice(order=("xla",), config=None)
+        return Preference(order=("xla",), config=None)
     # Large pairs of gate and up, with up to 8 tokens, take both within 7 % of the same time, either
     # way: there only a measurement prefers the kernel.
     close = gated and M <= 8 and 2 * K * N >= LARGE
     first = not close and not transposed
     config = heuristic_config(device, M=M, K=K, N=N, gated=gated)
-    return Choice(order=("mosaic", "xla") if first else ("xla",), config=config)
+    return Preference(order=("mosaic", "xla") if first else ("xla",), config=config)
 
 
 def check_fits(
     config: Config, device: DeviceSpec, *, M: int, gated: bool, tiles: int = 1, sums: bool = False
 ) -> None:
-    """Raise ValueError if a tiling needs more shared memory than the device has."""
+    """Raise ValueError if a tiling needs more shared memory or registers than there are."""
+    if config.accumulators(M, gated=gated) > MAX_ACCUMULATORS:
+        raise ValueError(
+            f"config must leave registers: sums take at most {MAX_ACCUMULATORS} per thread; got "
+            f"{config}, whose take {config.accumulators(M, gated=gated)} for {M} tokens: use a "
+            f"smaller block_n"
+        )
     needed = config.smem_bytes(M, gated=gated, tiles=tiles, sums=sums)
     if needed > device.smem_bytes:
         raise ValueError(

@@ -22,10 +22,8 @@ from jaxinfer.pallas_kernels.matmul.epilogue import Gate
 from jaxinfer.pallas_kernels.matmul.heads_sm90 import HeadTiles, head_buffers
 from jaxinfer.pallas_kernels.matmul.norm import SQUARES_AT_ONCE, Norm, Tokens, UndividedNorm
 from jaxinfer.pallas_kernels.matmul.rotation import Rotation
-from jaxinfer.pallas_kernels.matmul.shape import CLUSTER, Config, Shape, num_ctas
+from jaxinfer.pallas_kernels.matmul.shape import CLUSTER, Config, Shape
 from jaxinfer.pallas_kernels.plgpu import pl
-
-__all__ = ["Config", "matmul_mosaic", "num_ctas"]
 
 
 # Layers that call alike share one trace and one lowering.

@@ -10,8 +10,8 @@ from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, choose, is_forced
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import NAME, check, matmul, run_mosaic
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens
+from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.matmul.xla import matmul_xla
 
 

@@ -11,9 +11,9 @@ from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose, is_forced
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import check, matmul, run_mosaic
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm
 from jaxinfer.pallas_kernels.matmul.rotation import HEAD_DIMS, Heads, Rotation
+from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.rope_kv_write import config as configs_of_rope
 from jaxinfer.pallas_kernels.rope_kv_write.api import check_shapes, rope_kv_write
 from jaxinfer.pallas_kernels.rope_kv_write.places import places
@@ -128,7 +128,7 @@ def project_rope_write(
         if config is not None and config.halves and not heads.is_wide:
             raise ValueError(f"config.halves is for heads of 128 or 256; got head_dim {H}")
         tiling = configs_of_rope.one_launch_config(current_device(), heads, M=B, D=weight.shape[0])
-        choice = configs.Choice(order=("mosaic",), config=tiling)
+        choice = configs.Preference(order=("mosaic",), config=tiling)
         queries, (keys, values) = run_mosaic(
             x, weight, bias, None, None, rotation, transposed=False, gate=None, config=config,
             choice=choice,

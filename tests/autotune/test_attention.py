@@ -16,7 +16,7 @@ from jaxinfer.op_choices import op_choices
 from jaxinfer.pallas_kernels import tuning
 from jaxinfer.pallas_kernels.decision import decide
 from jaxinfer.pallas_kernels.decode_attention.config import BATCHES, CAPACITIES, choose_config
-from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.decode_attention.shape import Config
 from jaxinfer.pallas_kernels.decode_attention.specs import SPECS, DecodeSpec, make_inputs
 from jaxinfer.pallas_kernels.device import H100
 from tests.autotune.fakes import Clock

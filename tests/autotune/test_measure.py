@@ -16,7 +16,7 @@ from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.specs import DecodeSpec
 from jaxinfer.pallas_kernels.device import H100, current_device
 from jaxinfer.pallas_kernels.matmul.config import candidates
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec
 from tests.ops.cases import quick_compilation
 

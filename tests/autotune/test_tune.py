@@ -11,7 +11,7 @@ from jaxinfer.models.config import DecoderConfig
 from jaxinfer.pallas_kernels.decision import decide
 from jaxinfer.pallas_kernels.device import H100
 from jaxinfer.pallas_kernels.matmul.config import BUCKETS, choose_config
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec
 from tests.autotune.fakes import Clock
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jaxinfer.pallas_kernels.decision import Choice, decide, parse
+from jaxinfer.pallas_kernels.decision import Preference, decide, parse
 from jaxinfer.pallas_kernels.decode_attention import mosaic_sm90 as decode_attention
 from jaxinfer.pallas_kernels.matmul import mosaic_sm90 as matmul
 
@@ -49,11 +49,13 @@ def test_what_it_must_save_besides():
 
 
 def test_what_was_decided_is_read():
-    assert read(decide(100.0, {SLOW: 120.0, FAST: 90.0})) == Choice(
+    assert read(decide(100.0, {SLOW: 120.0, FAST: 90.0})) == Preference(
         order=("mosaic", "xla"), config=FAST, slower_us=-10.0
     )
-    assert read(decide(100.0, {SLOW: 120.0})) == Choice(order=("xla",), config=SLOW, slower_us=20.0)
-    assert read(decide(100.0, {})) == Choice(order=("xla",), config=OTHER)
+    assert read(decide(100.0, {SLOW: 120.0})) == Preference(
+        order=("xla",), config=SLOW, slower_us=20.0
+    )
+    assert read(decide(100.0, {})) == Preference(order=("xla",), config=OTHER)
 
 
 @pytest.mark.parametrize("config", [matmul.Config(stages=7), decode_attention.Config(block=128)])

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
-from jaxinfer.pallas_kernels.decode_attention.config import heuristic_config
-from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.decode_attention.config import check_fits, heuristic_config
+from jaxinfer.pallas_kernels.decode_attention.shape import Config
 from jaxinfer.pallas_kernels.device import CPU, H100, use_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, force_implementation
 from tests.ops.cases import normal, same_bits
@@ -42,17 +43,26 @@ WRONG = {
     "heads": ({"query": shape(2, 1, 3, 64)}, "multiple of KV heads; got N=3 and K=2"),
     "table rows": ({"page_table": shape(3, 2, dtype="int32")}, "one row per request (B=2)"),
     "lengths rows": ({"lengths": shape(1, dtype="int32")}, "one row per request (B=2)"),
-    "softcap": ({"logits_softcap": 0.0}, "logits_softcap must be positive; got 0.0"),
+    "softcap": ({"logits_softcap": 0.0}, "logits_softcap must be positive and finite"),
+    "inf softcap": ({"logits_softcap": float("inf")}, "in float32; got inf"),
+    "nan softcap": ({"logits_softcap": float("nan")}, "in float32; got nan"),
+    "huge softcap": ({"logits_softcap": 1e39}, "in float32; got 1e+39"),
+    "tiny softcap": ({"logits_softcap": 1e-39}, "in float32; got 1e-39"),
     "softmax": ({"softmax": "fast"}, "softmax must be one of ('auto', 'online', 'unified')"),
     "phi": ({"phi": np.zeros(3)}, "phi must have one number per query head (4); got (3,)"),
+    "phi list": ({"phi": [0.0, 1.0]}, "phi must have one number per query head (4); got (2,)"),
     "phi inf": ({"phi": np.full(4, np.inf)}, "phi must be finite"),
+    "phi huge": ({"phi": np.array([1e39, 0, 0, 0])}, "phi must be finite in float32"),
     "phi online": ({"phi": np.zeros(4), "softmax": "online"}, "phi is for the unified softmax"),
     "scale": ({"scale": float("inf")}, "scale must be finite; got inf"),
     "window": ({"local_window_size": -1}, "local_window_size must not be negative; got -1"),
     "left": ({"local_window_size": (-1, 0)}, "must not be negative; got (-1, 0)"),
     "right": ({"local_window_size": (4, -1)}, "must not be negative; got (4, -1)"),
+    "one side": ({"local_window_size": (4,)},
+                 "local_window_size must be an int or (left, right); got (4,)"),
+    "three sides": ({"local_window_size": (4, 0, 0)}, "(left, right); got (4, 0, 0)"),
     "name": ({"implementation": "cuda"}, "must be among ['mosaic', 'xla']; got 'cuda'"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
@@ -68,7 +78,10 @@ def test_values_that_do_not_fit(changes, message):
     ({"query": shape(2, 1, 4, 64, dtype="float16")}, "got float16, bfloat16, bfloat16"),
     ({name: shape(2, 1, 4, 64, dtype="int8") for name in ("query", "k_pages", "v_pages")},
      "must be float32, bfloat16 or float16; got int8"),
-], ids=["table", "lengths", "mixed", "integers"])  # fmt: skip
+    ({"local_window_size": 2.5}, "local_window_size must be of integers; got 2.5"),
+    ({"local_window_size": (3, None)}, "local_window_size must be of integers; got (3, None)"),
+    ({"phi": ["a", "b"]}, "phi must be an array of numbers; got list"),
+], ids=["table", "lengths", "mixed", "integers", "window", "right", "phi"])  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
 def test_types_that_do_not_fit(changes, message):
     with pytest.raises(TypeError, match=re.escape(message)):
@@ -128,6 +141,26 @@ def test_windows_as_int_and_tuple_mean_the_same():
     assert not jnp.array_equal(call(local_window_size=2), want)
 
 
+@pytest.mark.parametrize("window", [32, 2**31 - 1, 2**40, (2**31, 0)])
+def test_a_window_that_hides_nothing_is_none(h100, window):
+    call = functools.partial(decode_attention, **arguments(T=2), implementation="mosaic")
+    wide = functools.partial(call, local_window_size=window)
+    assert str(jax.make_jaxpr(wide)()) == str(jax.make_jaxpr(call)())
+    plgpu.lower_for_cuda(wide, spec=h100)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_phi_may_be_any_sequence():
+    """Also where it is a constant of a compiled function."""
+    call = functools.partial(
+        decode_attention, **arguments(), softmax="unified", implementation="xla"
+    )
+    same_bits(call(phi=[0.0, 1.0, 2.0, 3.0]), call())
+    jax.eval_shape(lambda: call(phi=[0.0, 1.0, 2.0, 3.0]))
+    with pytest.raises(ValueError, match="phi must be finite"):
+        jax.eval_shape(lambda: call(phi=[0.0, 1.0, 2.0, float("nan")]))
+
+
 def test_scale_defaults_to_the_head_dimension():
     call = functools.partial(decode_attention, **arguments(dtype="float32"), implementation="xla")
     same_bits(call(scale=0.125), call())
@@ -170,16 +203,23 @@ def test_a_tiling_that_does_not_fit_is_refused_by_name(h100):
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("rows", [8, 64])
 def test_the_heuristic_fits_the_device(rows, head_dim):
-    config = heuristic_config(H100, rows=rows, head_dim=head_dim, page_size=64)
-    assert config.smem_bytes(rows=rows, head_dim=head_dim) <= H100.smem_bytes
+    config = heuristic_config(H100, rows=rows, head_dim=head_dim)
+    check_fits(config, H100, rows=rows, head_dim=head_dim)
     ring = config.stages * 2 * config.block * head_dim * 2  # keys and values of 16 bits
-    assert ring == (128 << 10)
+    assert ring == (128 << 10 if config.block == 128 or head_dim == 256 else 64 << 10)
+    assert (config.block == 128) == (rows == 8 and head_dim < 256)  # many rows take registers
+
+
+def test_a_tiling_must_leave_registers(h100):
+    config = Config(block=128, stages=2)
+    with pytest.raises(ValueError, match=r"config must leave registers for 64 query rows of 256"):
+        check_fits(config, h100, rows=64, head_dim=256)
 
 
 def test_the_heuristic_says_when_nothing_fits():
     tiny = dataclasses.replace(H100, smem_bytes=48 * 1024)
     with pytest.raises(ValueError, match="no tiling fits 49152 bytes"):
-        heuristic_config(tiny, rows=64, head_dim=256, page_size=64)
+        heuristic_config(tiny, rows=64, head_dim=256)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint32"])
@@ -202,3 +242,76 @@ def test_counters_that_are_no_reference_are_refused():
     zeros: Any = jnp.zeros((4,), jnp.int32)
     with pytest.raises(TypeError, match="counters must be a reference"):
         decode_attention(**arguments(), counters=zeros)
+
+
+FAILED = (ValueError, jax.errors.JaxRuntimeError)  # in a compiled function JAX has the choice
+OUT_OF_RANGE = {
+    "long": ({"lengths": [5, 33]}, "lengths must be 0 … 32, the keys that a row has room for; "
+                                   "got 33 in row 1"),
+    "negative": ({"lengths": [-1, 5]}, "got -1 in row 0"),
+    "page": ({"page_table": [[1, 9], [0, 4]], "lengths": [16, 17]},
+             "page_table must name pages 0 … 3 where lengths reach; got 4 in row 1, entry 1"),
+    "negative page": ({"page_table": [[-1, 0], [0, 0]]}, "got -1 in row 0, entry 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "message"), OUT_OF_RANGE.values(), ids=OUT_OF_RANGE)
+def test_in_debug_mode_values_out_of_range_are_refused(monkeypatch, changes, message):
+    monkeypatch.setenv("JAXINFER_DEBUG", "1")
+    changed: Any = {name: jnp.array(values, jnp.int32) for name, values in changes.items()}
+    arrays = arguments(dtype="float32") | changed
+    with pytest.raises(ValueError, match=re.escape(message)):
+        decode_attention(**arrays)
+    traced = jax.jit(lambda arrays: decode_attention(**arrays))
+    with pytest.raises(FAILED, match=re.escape(message)):
+        jax.block_until_ready(traced(arrays))
+
+
+def test_in_debug_mode_contiguous_keys_end_the_lengths(monkeypatch):
+    monkeypatch.setenv("JAXINFER_DEBUG", "1")
+    keys = normal(1, (2, 7, 2, 8), "float32")
+    call = functools.partial(decode_attention, normal(0, (2, 1, 4, 8), "float32"), keys, keys, None)
+    call(jnp.array([0, 7]))
+    with pytest.raises(ValueError, match=r"lengths must be 0 … 7, .*; got 8 in row 1"):
+        call(jnp.array([0, 8]))
+
+
+def test_debug_mode_changes_no_result(monkeypatch):
+    """Entries that lengths do not reach may hold anything."""
+    arrays = arguments()
+    arrays.update(page_table=jnp.array([[3, 99], [-1, 7]]), lengths=jnp.array([16, 0]))
+
+    def results() -> tuple[jax.Array, ...]:
+        of = lambda table: decode_attention(**arrays | {"page_table": table})
+        given = arrays["page_table"]
+        return of(given), jax.jit(of)(given), jax.vmap(of)(given[None])[0]
+
+    monkeypatch.delenv("JAXINFER_DEBUG", raising=False)
+    want = results()
+    monkeypatch.setenv("JAXINFER_DEBUG", "1")
+    for got, expected in zip(results(), want, strict=True):
+        same_bits(got, expected)
+
+
+def test_the_kernel_runs_behind_the_checks(monkeypatch, interpreter):
+    monkeypatch.setenv("JAXINFER_DEBUG", "1")
+    call = jax.jit(lambda arrays: decode_attention(**arrays, implementation="mosaic"))
+    with pytest.raises(FAILED, match="lengths must be 0 … 32"):
+        interpreter.run(call, arguments() | {"lengths": jnp.array([5, 40])})
+    interpreter.run(call, arguments())
+
+
+def test_out_of_debug_mode_nothing_is_checked(monkeypatch):
+    def lowered() -> str:
+        return jax.jit(lambda arrays: decode_attention(**arrays)).lower(arguments()).as_text()
+
+    monkeypatch.delenv("JAXINFER_DEBUG", raising=False)
+    plain = lowered()
+    arrays = arguments()
+    arrays["lengths"] = jnp.array([-1, 99])
+    decode_attention(**arrays)
+    monkeypatch.setenv("JAXINFER_DEBUG", "1")
+    assert "callback" in lowered()
+    monkeypatch.setenv("JAXINFER_DEBUG", "0")
+    assert lowered() == plain
+    assert "callback" not in plain

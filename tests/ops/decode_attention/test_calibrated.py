@@ -10,7 +10,7 @@ import pytest
 from jaxinfer.calibration import layer_softmax, logit_statistics
 from jaxinfer.pallas_kernels.attention.mask import Visibility
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
-from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.decode_attention.shape import Config
 from tests.ops.cases import normal
 from tests.ops.paging import paged
 

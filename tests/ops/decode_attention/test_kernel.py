@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.decode_attention.shape import Config
 from jaxinfer.pallas_kernels.decode_attention.specs import SPECS, DecodeSpec, make_inputs
 from tests.metrics import assert_dtype_close
 from tests.ops.cases import cases, inputs, same_bits

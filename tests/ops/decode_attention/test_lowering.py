@@ -5,7 +5,7 @@ import pytest
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.config import candidates
-from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.decode_attention.shape import Config
 from jaxinfer.pallas_kernels.decode_attention.specs import SPECS, DecodeSpec, make_inputs
 from tests.ops.cases import cases, shapes_of
 from tests.ops.decode_attention.calls import op

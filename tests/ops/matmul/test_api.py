@@ -13,7 +13,7 @@ from jaxinfer.pallas_kernels.device import CPU, H100, use_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, force_implementation
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import matmul
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
+from jaxinfer.pallas_kernels.matmul.shape import Config
 
 
 def call(M=16, K=128, N=128, *, x_shape=None, bias=None, dtype="bfloat16", **options):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxinfer.pallas_kernels.matmul.api import matmul
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config, num_ctas
+from jaxinfer.pallas_kernels.matmul.shape import Config, num_ctas
 from jaxinfer.pallas_kernels.matmul.specs import SPECS, MatmulSpec, make_inputs
 from tests.ops.cases import cases, inputs, normal, same_bits
 from tests.ops.matmul.calls import call, check

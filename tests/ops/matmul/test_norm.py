@@ -17,9 +17,9 @@ from jaxinfer.pallas_kernels.dispatch import (
 )
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import matmul
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm, divided
 from jaxinfer.pallas_kernels.matmul.reference import matmul_reference
+from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
 from tests.metrics import assert_dtype_close
 from tests.ops import oracle
@@ -248,7 +248,7 @@ def test_norms_pass_through_jit():
 
 @pytest.mark.parametrize(("slower", "implementation"), [(0.8, "mosaic"), (2.5, "xla")])
 def test_a_division_is_worth_two_microseconds(monkeypatch, h100, slower, implementation):
-    measured = configs.Choice(order=("xla",), config=SMALL, slower_us=slower)
+    measured = configs.Preference(order=("xla",), config=SMALL, slower_us=slower)
     monkeypatch.setattr(configs, "choose_config", lambda *args, **kwargs: measured)
     values, squares = jnp.ones((2, 128), "bfloat16"), jnp.ones((64, 8))
     normed = UndividedNorm(values, squares, tiles=2, eps=EPS)

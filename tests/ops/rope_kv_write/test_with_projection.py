@@ -12,9 +12,9 @@ import pytest
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.device import CPU, H100, use_device
 from jaxinfer.pallas_kernels.dispatch import NotSupported, choices, force_implementation
-from jaxinfer.pallas_kernels.matmul.mosaic_sm90 import Config
 from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm
 from jaxinfer.pallas_kernels.matmul.rotation import Heads
+from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.matmul.with_norm import matmul_and_norm
 from jaxinfer.pallas_kernels.rope_kv_write import config
 from jaxinfer.pallas_kernels.rope_kv_write.config import ONE_LAUNCH, one_launch_config
