@@ -2,9 +2,11 @@
 
 import functools
 import math
+import operator
 from typing import Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.pallas_kernels.attention.config import preferred
@@ -15,11 +17,14 @@ from jaxinfer.pallas_kernels.attention.mask import Visibility
 from jaxinfer.pallas_kernels.attention.pages import gather_pages
 from jaxinfer.pallas_kernels.attention.tokamax import attention_tokamax
 from jaxinfer.pallas_kernels.attention.xla import attention_xla
+from jaxinfer.pallas_kernels.debug import checked_table
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, choose
 from jaxinfer.pallas_kernels.observe import notify
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_FAR = 2**30  # No position is so far from another, and int32 has room for a position beside it.
 
 
 class _Options(TypedDict, total=False):
@@ -90,8 +95,11 @@ def attention(
         the natural-log log-sum-exp, as `merge_attention` takes it.
 
     Raises:
-        ValueError: shapes or parameters that do not fit together.
-        TypeError: dtypes that differ, or integers where floats are needed.
+        ValueError: shapes or parameters that do not fit together; in debug mode (the environment
+            has JAXINFER_DEBUG=1) also lengths and page numbers out of range, where there is a
+            `page_table`.
+        TypeError: dtypes that differ, integers where floats are needed, or a window that is not
+            integers.
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
 
@@ -118,6 +126,10 @@ def attention(
         key_lengths=_per_row("key_value_seq_lengths", key_value_seq_lengths, B),
     )  # fmt: skip
     if page_table is not None:
+        page_table = checked_table(
+            page_table, key_value_seq_lengths, name="key_value_seq_lengths",
+            page_size=key.shape[2], num_pages=key.shape[0],
+        )  # fmt: skip
         key, value = gather_pages(key, page_table), gather_pages(value, page_table)
     arrays = (query, key, value, visibility)
     options = {"logits_softcap": logits_softcap}
@@ -145,12 +157,38 @@ def attention(
     return (out, lse) if return_residual else out
 
 
-def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | None]:
+def window_sides(window: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """Left and right of a `local_window_size`, or None where there is none.
+
+    Raises:
+        ValueError: sides that are not two, or negative.
+        TypeError: sides that are no integers.
+    """
     if window is None:
-        return None, None
-    left, right = (window, window) if isinstance(window, int) else window
+        return None
+    sides = window if isinstance(window, tuple | list) else (window, window)
+    if len(sides) != 2:
+        raise ValueError(f"local_window_size must be an int or (left, right); got {window}")
+    try:
+        left, right = (operator.index(side) for side in sides)
+    except TypeError as error:
+        raise TypeError(f"local_window_size must be of integers; got {window!r}") from error
     if left < 0 or right < 0:
         raise ValueError(f"local_window_size must not be negative; got {window}")
+    return left, right
+
+
+def check_softcap(softcap: float | None) -> None:
+    """Raise ValueError for a soft cap by which float32 cannot divide and multiply."""
+    if softcap is not None and not _TINY <= softcap <= _HUGE:
+        raise ValueError(f"logits_softcap must be positive and finite in float32; got {softcap}")
+
+
+def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | None]:
+    sides = window_sides(window)
+    if sides is None:
+        return None, None
+    left, right = (side if side < _FAR else None for side in sides)
     return left, right
 
 
@@ -189,8 +227,7 @@ def _check(query, key, value, page_table, softcap, scale) -> None:
         )
     if query.dtype not in _DTYPES:
         raise TypeError(f"query must be float32, bfloat16 or float16; got {query.dtype}")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"logits_softcap must be positive; got {softcap}")
+    check_softcap(softcap)
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale must be finite; got {scale}")
 

@@ -3,6 +3,7 @@
 import functools
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,11 +43,15 @@ WRONG = {
     "offset": ({"q_offset": zeros(3, dtype="int32")}, "q_offset must have shape [B] with B=2"),
     "queries": ({"query_seq_lengths": zeros(1, dtype="int32")}, "query_seq_lengths must have"),
     "keys": ({"key_value_seq_lengths": zeros(2, 1, dtype="int32")}, "must have shape [B] with B=2"),
-    "softcap": ({"logits_softcap": -1.0}, "logits_softcap must be positive; got -1.0"),
-    "nan softcap": ({"logits_softcap": float("nan")}, "logits_softcap must be positive; got nan"),
+    "softcap": ({"logits_softcap": -1.0}, "logits_softcap must be positive and finite"),
+    "nan softcap": ({"logits_softcap": float("nan")}, "in float32; got nan"),
+    "inf softcap": ({"logits_softcap": float("inf")}, "in float32; got inf"),
     "scale": ({"scale": float("nan")}, "scale must be finite; got nan"),
     "window": ({"local_window_size": -2}, "local_window_size must not be negative; got -2"),
     "right": ({"local_window_size": (1, -2)}, "must not be negative; got (1, -2)"),
+    "one side": ({"local_window_size": (4,)},
+                 "local_window_size must be an int or (left, right); got (4,)"),
+    "three sides": ({"local_window_size": (4, 0, 0)}, "(left, right); got (4, 0, 0)"),
     "name": ({"implementation": "triton"}, "among ['cudnn', 'flash_attn3', 'tokamax', 'xla']"),
     "one of the names": ({"implementation": ("xla", "x")}, "got ('xla', 'x')"),
     "no name": ({"implementation": ()}, "must be among"),
@@ -68,7 +73,9 @@ def test_values_that_do_not_fit(changes, message):
     ({"q_offset": zeros(2)}, "q_offset must be integers; got float32"),
     ({"query_seq_lengths": zeros(2)}, "query_seq_lengths must be integers; got float32"),
     ({"key_value_seq_lengths": zeros(2)}, "key_value_seq_lengths must be integers; got float32"),
-], ids=["mixed", "integers", "table", "offset", "queries", "keys"])  # fmt: skip
+    ({"local_window_size": 2.5}, "local_window_size must be of integers; got 2.5"),
+    ({"local_window_size": ("a", 0)}, "local_window_size must be of integers; got ('a', 0)"),
+], ids=["mixed", "integers", "table", "offset", "queries", "keys", "window", "left"])  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
 def test_types_that_do_not_fit(changes, message):
     with pytest.raises(TypeError, match=re.escape(message)):
@@ -124,6 +131,14 @@ def test_an_int_window_stands_for_both_sides():
     assert not jnp.array_equal(call(local_window_size=(2, 0)), call(local_window_size=2))
 
 
+@pytest.mark.parametrize("window", [2**30, 2**31 - 1, (2**40, 2**40)])
+def test_a_window_wider_than_int32_hides_nothing(window):
+    call = functools.partial(attention, **arguments(T=6, S=6))
+    same_bits(call(local_window_size=window), call())
+    offset = functools.partial(call, is_causal=True, q_offset=jnp.array([-3, 4]))
+    same_bits(offset(local_window_size=window), offset())
+
+
 def test_an_int_offset_stands_for_all_rows():
     call = functools.partial(attention, **arguments(T=2, S=6), is_causal=True)
     same_bits(call(q_offset=3), call(q_offset=jnp.array([3, 3])))
@@ -150,3 +165,45 @@ def test_scale_defaults_to_the_head_dimension():
 def test_without_residual_only_the_output_comes_back():
     call = functools.partial(attention, **arguments())
     same_bits(call(), call(return_residual=True)[0])
+
+
+def paged(table, lengths=None) -> dict:
+    """Arguments with 5 pages of 16 tokens."""
+    pages = normal(1, (5, 2, 16, 8))
+    arrays = {"query": normal(0, (2, 3, 4, 8)), "key": pages, "value": pages,
+              "page_table": jnp.array(table, jnp.int32)}  # fmt: skip
+    return arrays | ({} if lengths is None else {"key_value_seq_lengths": jnp.array(lengths)})
+
+
+OUT_OF_RANGE = {
+    "long": (paged([[0, 1], [2, 3]], [5, 33]), "key_value_seq_lengths must be 0 … 32, the keys "
+             "that a row has room for; got 33 in row 1"),
+    "negative": (paged([[0, 1], [2, 3]], [-7, 5]), "got -7 in row 0"),
+    "page": (paged([[0, 9], [2, 5]], [16, 17]), "page_table must name pages 0 … 4 where "
+             "key_value_seq_lengths reach; got 5 in row 1, entry 1"),
+    "every page": (paged([[0, 1], [2, -1]]), "got -1 in row 1, entry 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arrays", "message"), OUT_OF_RANGE.values(), ids=OUT_OF_RANGE)
+def test_in_debug_mode_values_out_of_range_are_refused(monkeypatch, arrays, message):
+    monkeypatch.setenv("JAXINFER_DEBUG", "1")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        attention(**arrays)
+    traced = jax.jit(lambda arrays: attention(**arrays))
+    with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match=re.escape(message)):
+        jax.block_until_ready(traced(arrays))
+
+
+def test_debug_mode_changes_no_result(monkeypatch):
+    """Entries that lengths do not reach may hold anything."""
+    arrays = paged([[4, 99], [-1, 7]], [16, 0])
+    monkeypatch.delenv("JAXINFER_DEBUG", raising=False)
+    plain = jax.jit(lambda arrays: attention(**arrays))
+    assert "callback" not in plain.lower(arrays).as_text()
+    want = attention(**arrays), plain(arrays)
+    monkeypatch.setenv("JAXINFER_DEBUG", "1")
+    checked = jax.jit(lambda arrays: attention(**arrays))
+    assert "callback" in checked.lower(arrays).as_text()
+    same_bits(attention(**arrays), want[0])
+    same_bits(checked(arrays), want[1])
