@@ -9,7 +9,7 @@ What is forced, asked and chosen is kept per process, without locks: trace in on
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,17 @@ import jax
 logger = logging.getLogger("jaxinfer")
 
 Implementation = str | Sequence[str] | None
+
+# Who calls `choose`, with all that it has: names that can be forced. A test compares them.
+OPS: dict[str, tuple[str, ...]] = {
+    "add_rms_norm": ("mosaic", "xla"),
+    "attention": ("flash_attn3", "cudnn", "tokamax", "xla"),
+    "decode_attention": ("mosaic", "xla"),
+    "matmul": ("mosaic", "xla"),
+    "prefetch": ("mosaic", "none"),
+    "project_rope_write": ("mosaic", "separate", "xla"),
+    "rope_kv_write": ("mosaic", "xla"),
+}
 
 
 class NotSupported(NotImplementedError):
@@ -81,17 +92,35 @@ def force_implementation(implementation: str, *, op: str | None = None) -> Itera
     """Make every op (or only `op`) use `implementation` where the caller named none.
 
     For ablations and tests. It acts while a function is traced: wrap the first call of a jitted
-    function, not a later one. An op that lacks the implementation keeps its own choice. It holds
-    for the whole process, so for what other threads trace meanwhile too.
+    function, not a later one. Forced on every op, it leaves those that lack it their own choice. It
+    holds for the whole process, so for what other threads trace meanwhile too.
+
+    Raises:
+        ValueError: `op` is no op or lacks the implementation, or no op has it; said on entry.
 
     >>> with force_implementation("xla"):
     ...     pass
     """
+    _check_forced(implementation, op)
     _forced.append((implementation, op))
     try:
         yield
     finally:
         _forced.pop()
+
+
+def _check_forced(implementation: str, op: str | None) -> None:
+    """Refuse names that would force nothing."""
+    if op is not None and op not in OPS:
+        raise ValueError(f"op must be one of {', '.join(sorted(OPS))}; got {op!r}")
+    known = OPS[op] if op is not None else {name for names in OPS.values() for name in names}
+    if implementation not in known:
+        raise ValueError(_must_be(op, known, implementation))
+
+
+def _must_be(op: str | None, known: Iterable[str], got: Implementation) -> str:
+    of = "implementation" if op is None else f"implementation of {op}"
+    return f"{of} must be among {sorted(known)}; got {got!r}"
 
 
 def is_forced(op: str) -> bool:
@@ -129,7 +158,11 @@ def parse_forced(text: str | None) -> Forced:
 
 @contextlib.contextmanager
 def force_all(forced: Forced) -> Iterator[None]:
-    """`force_implementation` for each."""
+    """`force_implementation` for each.
+
+    Raises:
+        ValueError: as there.
+    """
     with contextlib.ExitStack() as stack:
         for implementation, op in forced:
             stack.enter_context(force_implementation(implementation, op=op))
@@ -216,7 +249,7 @@ def choose(
         preferred: Order for `None`; the measured choice first.
 
     Raises:
-        ValueError: an unknown implementation was named.
+        ValueError: an unknown implementation was named, or forced on this op by its name.
         NotSupported: the only one named cannot serve the call.
         ExceptionGroup: none of several can.
     """
@@ -271,13 +304,13 @@ def _order(
         for name, only in reversed(_forced):
             if only in (None, op) and name in candidates:
                 return [name]
+            if only == op:
+                raise ValueError(_must_be(op, candidates, name))
         return list(preferred)
     names = [implementation] if isinstance(implementation, str) else list(implementation)
     unknown = [name for name in names if name not in candidates]
     if unknown or not names:
-        raise ValueError(
-            f"implementation of {op} must be among {sorted(candidates)}; got {implementation!r}"
-        )
+        raise ValueError(_must_be(op, candidates, implementation))
     return names
 
 

@@ -1,13 +1,18 @@
 """How an implementation is chosen, and what is said about it."""
 
+import dataclasses
+import functools
 import logging
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxinfer import Decoder, DecoderConfig, PagedKVCache, decode_step, prefill
 from jaxinfer.pallas_kernels import dispatch
+from jaxinfer.pallas_kernels.device import H100, use_device
 from jaxinfer.pallas_kernels.dispatch import (
+    OPS,
     Choice,
     NotSupported,
     choices,
@@ -37,6 +42,12 @@ def pick(implementation=None, preferred=("bad", "good", "fine")):
 def nothing_logged_yet(monkeypatch):
     monkeypatch.setattr(dispatch, "_logged", set())
     monkeypatch.setattr(dispatch, "_choices", {})
+
+
+@pytest.fixture(autouse=True)
+def ops_of_these_tests(monkeypatch):
+    ours = {"op": tuple(CANDIDATES), "another": ("fine", "elsewhere")}
+    monkeypatch.setattr(dispatch, "OPS", dispatch.OPS | ours)
 
 
 @pytest.mark.parametrize(("implementation", "expected"), [
@@ -153,6 +164,45 @@ def test_an_op_without_the_forced_implementation_keeps_its_own():
 def test_a_forced_one_that_cannot_serve_says_why():
     with force_implementation("bad"), pytest.raises(NotSupported):
         pick()
+
+
+@pytest.mark.parametrize(("implementation", "op", "message"), [
+    ("nope", None, r"^implementation must be among \['bad', .*'cudnn', .*'xla'\]; got 'nope'$"),
+    ("xla", "foo", "^op must be one of add_rms_norm, .*, rope_kv_write; got 'foo'$"),
+    ("mosaic", "attention",
+     r"^implementation of attention must be among \['cudnn', .*'xla'\]; got 'mosaic'$"),
+], ids=str)  # fmt: skip
+def test_what_would_force_nothing_is_refused_on_entry(implementation, op, message):
+    with pytest.raises(ValueError, match=message), force_implementation(implementation, op=op):
+        pytest.fail("entered")
+    with pytest.raises(ValueError, match=message), dispatch.force_all(((implementation, op),)):
+        pytest.fail("entered")
+    assert pick() == "good"
+
+
+def test_an_op_that_lacks_what_is_forced_by_its_name_raises():
+    """A candidate may be left out of a call; the default must not run in its place."""
+    message = r"^implementation of op must be among \['good'\]; got 'fine'$"
+    with force_implementation("good"), force_implementation("fine", op="op"):
+        with pytest.raises(ValueError, match=message):
+            choose("op", None, {"good": lambda: 1}, ("good",))
+        assert choose("op", "good", {"good": lambda: 1}, ("good",)) == 1
+
+
+def test_what_can_be_forced_is_what_the_ops_of_a_model_have():
+    config = dataclasses.replace(DecoderConfig.llama3_8b(), num_layers=1)
+    model = jax.eval_shape(lambda: Decoder(config, dtype=jnp.bfloat16))
+    cache = jax.eval_shape(
+        lambda: PagedKVCache.create(config, batch_size=1, max_len=64, dtype=jnp.bfloat16)
+    )
+    with use_device(H100), explain() as verdicts:
+        for step, shape in ((prefill, (1, 8)), (decode_step, (1,))):
+            tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+            jax.eval_shape(functools.partial(step), model, tokens, cache=cache)
+    found: dict[str, set[str]] = {}
+    for verdict in verdicts:
+        found.setdefault(verdict.op, set()).add(verdict.implementation)
+    assert {op: set(names) for op, names in OPS.items()} == found
 
 
 def test_explain_asks_every_implementation():
