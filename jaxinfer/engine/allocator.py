@@ -1,6 +1,6 @@
 """Which request owns which pages of the KV cache."""
 
-from collections.abc import Hashable, Set
+from collections.abc import Hashable, Sequence, Set
 
 
 def pages_for(num_tokens: int, page_size: int) -> int:
@@ -82,4 +82,33 @@ class PageAllocator:
             raise AssertionError(
                 f"page pool is inconsistent: {len(held)} pages held, "
                 f"{len(set(held))} different, {self.num_pages} exist"
+            )
+
+    def check_table(self, owner: Hashable, table: Sequence[int], *, num_tokens: int) -> None:
+        """What the device is told of an owner: its own pages in order, enough for its tokens.
+
+        Args:
+            owner: Who computes.
+            table: The page numbers that the device has.
+            num_tokens: How many tokens lengths will reach.
+
+        Raises:
+            AssertionError: a request would read or write what is not its own: a defect of the
+                engine.
+        """
+        owned = self.owned(owner)
+        for entry, page in enumerate(table):
+            if not 0 <= page < self.num_pages:
+                raise AssertionError(
+                    f"page_table must name pages 0 … {self.num_pages - 1}; "
+                    f"got {page} in entry {entry}"
+                )
+            if entry >= len(owned) or page != owned[entry]:
+                raise AssertionError(
+                    f"page_table names page {page} in entry {entry}, which is not its request's"
+                )
+        room = len(table) * self.page_size
+        if num_tokens > room:
+            raise AssertionError(
+                f"lengths reach {num_tokens} tokens where page_table has room for {room}"
             )

@@ -7,7 +7,6 @@ The host waits for the device only where the batch changes.
 
 import dataclasses
 import itertools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from jaxinfer.engine.scheduler import Scheduler
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.tokenizer.tokenizer import Tokenizer
 from jaxinfer.outputs import RequestOutput
+from jaxinfer.pallas_kernels.debug import is_debugging
 from jaxinfer.sampling_params import SamplingParams
 
 __all__ = ["Engine", "EngineConfig"]
@@ -105,10 +105,11 @@ class Engine:
         self._arrivals = itertools.count() if arrivals is None else arrivals
         self._in_flight: deque[_Group] = deque()
         self._rows: list[Request] | None = None  # of the device's state; None: to be set anew
+        self._tables: list[list[int]] = []  # of these rows, as the device has them
         self._latest: set[Request] = set()  # of the latest rows that were set
         self._flags = SamplingFlags()  # of these
         self._prefilled_last = False
-        self._checked = os.environ.get("JAXINFER_DEBUG") == "1"
+        self._checked = is_debugging()
 
     @property
     def has_work(self) -> bool:
@@ -196,7 +197,8 @@ class Engine:
     def check_invariants(self) -> None:
         """No page is lost, held twice, or held by a request that does not compute.
 
-        Called at every step where the environment has JAXINFER_DEBUG=1.
+        Called at every step where the environment has JAXINFER_DEBUG=1; there, what is given to
+        the device is checked too.
 
         Raises:
             AssertionError: a defect of the engine.
@@ -216,6 +218,10 @@ class Engine:
             return
         self._prefilled_last = True
         chunks = [self._chunk(request) for request in requests]
+        if self._checked:
+            for request, chunk in zip(requests, chunks, strict=True):
+                end = chunk.start + len(chunk.tokens)
+                self.pages.check_table(request, chunk.pages, num_tokens=end)
         wanted = [r.params.prompt_logprobs for r in requests if self._wants_prompt_logprobs(r)]
         ends = self._scheduler.ends_prompt(requests)
         flags = _flags(requests) if ends else None
@@ -315,23 +321,38 @@ class Engine:
         ahead = sum(group.steps for group in self._in_flight)
         return max((r.remaining for r in self._scheduler.running), default=0) - ahead
 
+    def _length_after(self, request: Request, steps: int) -> int:
+        """Tokens of a request in the cache after the steps in flight and so many more."""
+        ahead = sum(group.steps for group in self._in_flight)
+        # The latest token is written by the next step; the last one of an answer never is.
+        return request.num_tokens - 1 + min(ahead + steps, request.remaining)
+
     def _reserve(self, steps: int) -> bool:
         """Give every running request pages for the tokens of the next steps."""
-        ahead = sum(group.steps for group in self._in_flight)
         missing = 0
         lengths = {}
         for request in self._scheduler.running:
-            # The latest token is written by the next step; the last one of an answer never is.
-            written = min(ahead + steps, request.remaining)
-            lengths[request] = request.num_tokens - 1 + written
+            lengths[request] = self._length_after(request, steps)
             missing += self.pages.missing(request, num_tokens=lengths[request])
         if missing > self.pages.num_free:
             return False
         for request, length in lengths.items():
             self.pages.grow(request, num_tokens=length)
         if missing and self._rows is not None:
-            self.runner.set_tables([self.pages.owned(r) for r in self._rows])
+            self.runner.set_tables(self._tables_of(self._rows))
         return True
+
+    def _tables_of(self, requests: Sequence[Request]) -> list[list[int]]:
+        self._tables = [list(self.pages.owned(request)) for request in requests]
+        return self._tables
+
+    def _check_tables(self, steps: int) -> None:
+        """What the device has of rows that go on is theirs, and lasts for the next steps."""
+        assert self._rows is not None
+        for request, table in zip(self._rows, self._tables, strict=True):
+            if not request.finished:  # else its row on the device has ended too
+                length = self._length_after(request, steps)
+                self.pages.check_table(request, table, num_tokens=length)
 
     def _dispatch(self, steps: int) -> None:
         if self._rows is None:
@@ -349,8 +370,9 @@ class Engine:
                 )
                 for request in self._rows
             ]
-            tables = [self.pages.owned(request) for request in self._rows]
-            self.runner.set_rows(rows, tables, flags=self._flags)
+            self.runner.set_rows(rows, self._tables_of(self._rows), flags=self._flags)
+        if self._checked:
+            self._check_tables(steps)
         self.metrics.idle_steps += max(steps - self._steps_left(), 0)
         group = _Group(requests=self._rows, results=[])
         self._in_flight.append(group)
