@@ -26,7 +26,10 @@ def model_path(name: str) -> Path | None:
 
 
 def golden(name: str, suffix: str = "") -> dict[str, np.ndarray] | None:
-    """Golden arrays of a model (`suffix="_jargon"` for the public-domain text)."""
+    """Golden arrays of a model (`suffix="_jargon"` for the public-domain text).
+
+    From `shared/golden` in the clone or beside it.
+    """
     for folder in (REPOSITORY / "shared", REPOSITORY.parent / "shared"):
         path = folder / "golden" / f"{GOLDEN[name]}{suffix}.npz"
         if path.exists():
@@ -42,4 +45,5 @@ def needs_model(name: str) -> pytest.MarkDecorator:
 
 def needs_golden(name: str) -> pytest.MarkDecorator:
     """Skip a test, by name, where a model's golden values are absent."""
-    return pytest.mark.skipif(golden(name) is None, reason=f"golden values of {name} are not here")
+    reason = f"golden values {GOLDEN[name]}.npz are not in shared/golden, see docs/models.md"
+    return pytest.mark.skipif(golden(name) is None, reason=reason)
