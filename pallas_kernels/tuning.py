@@ -3,15 +3,17 @@
 Two folders are read: the user's (`folders.tuning_dir`), which `jaxinfer tune` writes, and `data` of
 this package. Where both have an entry for a key, the user's counts.
 
-A file is `{"format": 1, "command": "...", "entries": {key: {...}}}`. A missing file is normal; a
-damaged file or entry is a warning that names it. Then the other folder decides, and where it has
-nothing either, the op's heuristic.
+A file is `{"format": 1, "command": "...", "entries": {key: {...}}}`. That one of both is missing is
+normal; a damaged file or entry is a warning that names it. Then the other folder decides, and where
+it has nothing either, the op's heuristic. That an op has neither file is a warning on GPUs for
+which there could be one.
 """
 
 import functools
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -26,6 +28,7 @@ logger = logging.getLogger("jaxinfer")
 FORMAT = 1
 
 _ignored: set[tuple[str, str]] = set()
+_without: set[str] = set()  # ops of which it was said that they have no file
 
 
 def files(op: str, device: DeviceSpec) -> list[Traversable]:
@@ -56,10 +59,32 @@ def load(file: Traversable) -> dict[str, dict[str, Any]]:
 
 
 def lookup(op: str, device: DeviceSpec, key: str) -> list[tuple[str, dict[str, Any]]]:
-    """Names of files and the entries that they have for `key`, the one that counts first."""
-    return [
-        (str(file), entries[key]) for file in files(op, device) if key in (entries := load(file))
-    ]
+    """Names of files and the entries that they have for `key`, the one that counts first.
+
+    That there is no file is a warning, once for an op: on Hopper GPUs, for whose kernels there are
+    choices, unless this process measures them.
+    """
+    known = files(op, device)
+    if device.is_hopper and op not in _without and not _measures() and not any(map(_exists, known)):
+        _without.add(op)
+        logger.warning(
+            "%s has no tuning table for %s (there is no %s): a heuristic decides, and "
+            "`jaxinfer tune MODEL` measures one",
+            op, device.name, " nor ".join(map(str, known)),
+        )  # fmt: skip
+    return [(str(file), entries[key]) for file in known if key in (entries := load(file))]
+
+
+def _measures() -> bool:
+    """Whether this process makes tuning data: all that does loads this module, nothing else."""
+    return "jaxinfer.autotune.tune" in sys.modules
+
+
+def _exists(file: Traversable) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # somewhere that may not be read: `load` warns of it
+        return True
 
 
 def choice[T](

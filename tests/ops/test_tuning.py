@@ -1,12 +1,15 @@
 """Measured choices: found, absent, damaged; of the package and of the user; and written."""
 
+import dataclasses
 import json
 import logging
+import sys
 
 import pytest
 
+from jaxinfer.cli.main import main
 from jaxinfer.pallas_kernels import tuning
-from jaxinfer.pallas_kernels.device import H100
+from jaxinfer.pallas_kernels.device import CPU, H100, H200, use_device
 
 GOOD = {"format": 1, "command": "python -m bench tune", "entries": {"b1": {"block": 64}}}
 
@@ -16,6 +19,8 @@ def data(tmp_path, monkeypatch):
     """Write the file of `op` for an H100: the package's, or the user's."""
     monkeypatch.setattr(tuning.resources, "files", lambda package: tmp_path)
     monkeypatch.setattr(tuning, "_ignored", set())
+    monkeypatch.setattr(tuning, "_without", set())
+    monkeypatch.delitem(sys.modules, "jaxinfer.autotune.tune", raising=False)
     monkeypatch.setenv("JAXINFER_TUNING", str(tmp_path / "mine"))
     tuning.load.cache_clear()
 
@@ -36,9 +41,64 @@ def test_an_entry_is_found_by_key(data):
     assert tuning.lookup("op", H100, "b2") == []
 
 
-def test_a_missing_file_is_normal(data, caplog):
+def test_no_file_at_all_is_one_warning_that_names_the_one_to_be_measured(data, caplog, tmp_path):
+    for key in ("b1", "b1", "b2"):
+        assert tuning.choice("op", H100, key, parse) is None
+    assert tuning.choice("op", H200, "b1", parse) is None
+    files = [tmp_path / folder / H100.key / "op.json" for folder in ("mine", "data")]
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("jaxinfer", logging.WARNING)
+    assert record.getMessage() == (
+        f"op has no tuning table for {H100.name} (there is no {files[0]} nor {files[1]}): a "
+        "heuristic decides, and `jaxinfer tune MODEL` measures one"
+    )
+    tuning.lookup("other", H100, "b1")
+    assert "other has no tuning table" in caplog.messages[1]
+
+
+def test_without_a_folder_of_the_user_the_packages_file_is_missed(
+    data, caplog, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("JAXINFER_TUNING", "")
+    tuning.lookup("op", H100, "b1")
+    assert f"(there is no {tmp_path / 'data' / H100.key / 'op.json'}):" in caplog.text
+
+
+@pytest.mark.parametrize("mine", [False, True])
+def test_one_of_both_files_may_be_missing(data, caplog, mine):
+    data({}, mine=mine)
     assert tuning.lookup("op", H100, "b1") == []
     assert not caplog.messages
+
+
+def test_a_table_that_was_measured_meanwhile_is_not_missed(data, caplog, tmp_path):
+    tuning.save(tmp_path / "mine", "op", H100, {"b1": {"block": 64}}, "jaxinfer tune x")
+    assert tuning.choice("op", H100, "b1", parse) == 32
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("device", [CPU, dataclasses.replace(H100, name="A100", capability=80)])
+def test_devices_without_choices_need_no_table(data, caplog, device):
+    assert tuning.lookup("op", device, "b1") == []
+    assert not caplog.messages
+
+
+def test_what_measures_misses_no_table(data, caplog, monkeypatch):
+    from jaxinfer.autotune import tune
+
+    monkeypatch.setitem(sys.modules, tune.__name__, tune)
+    tuning.lookup("op", H100, "b1")
+    assert not caplog.messages
+
+
+def test_commands_that_measure_nothing_miss_it(data, caplog, capsys):
+    """The command line reads all commands, but loads what measures only where it is asked to."""
+    data(json.dumps(GOOD))  # of another op
+    with use_device(H100):
+        assert main(["info"]) == 0
+    capsys.readouterr()
+    ops = {message.split()[0] for message in caplog.messages if "no tuning table" in message}
+    assert ops == {"matmul", "decode_attention"}
 
 
 DAMAGED = {
