@@ -39,6 +39,22 @@ def not_negative(value: Any, name: str) -> float:
     return number
 
 
+def between(value: Any, name: str, least: float, most: float) -> float:
+    """A number from `least` to `most`; see `whole`."""
+    number = _float(value)
+    if not least <= number <= most:
+        raise ValueError(f"{name} must be between {least:g} and {most:g}; got {value!r:.80}")
+    return number
+
+
+def token_ids(value: Any, name: str) -> tuple[int, ...]:
+    """Token ids, of which a file holds one, a list, or null for none; see `whole`."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+        raise ValueError(f"{name} must be a token id or a list of them; got {value!r:.80}")
+    return tuple(ids)
+
+
 def _float(value: Any) -> float:
     """As float64; NaN, which no check lets pass, for what is no number."""
     if isinstance(value, bool | np.ndarray):

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxinfer.models.checkpoint.base import GenerationDefaults
+from jaxinfer.models.checkpoint.generation import recommended_sampling
+from jaxinfer.models.checkpoint.header_numbers import token_ids
 from jaxinfer.models.checkpoint.huggingface_config import config_from_huggingface
 from jaxinfer.models.checkpoint.safetensors_file import SafetensorsFile
 from jaxinfer.models.errors import CheckpointError, UnsupportedModelError
@@ -185,7 +187,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing or not a JSON object.
     """
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
@@ -195,12 +197,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _generation(folder: Path, values: dict[str, Any]) -> GenerationDefaults:
+def _generation(folder: Path, config: dict[str, Any]) -> GenerationDefaults:
+    """Defaults from `generation_config.json`, and from `config.json` the end if that has none."""
     path = folder / "generation_config.json"
-    extra = read_json(path) if path.exists() else {}
-    eos = extra.get("eos_token_id")
-    eos = values.get("eos_token_id") if eos is None else eos
-    ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
-    fields = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-    sampling = {name: extra[name] for name in fields if extra.get(name) is not None}
+    values = read_json(path) if path.exists() else {}
+    try:
+        sampling = recommended_sampling(values)
+        if values.get("eos_token_id") is None:
+            path, values = folder / "config.json", config
+        ids = token_ids(values.get("eos_token_id"), "eos_token_id")
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     return GenerationDefaults(eos_token_ids=ids, sampling=sampling)

@@ -20,6 +20,8 @@ import jax
 import numpy as np
 
 from jaxinfer.models.checkpoint.base import GenerationDefaults
+from jaxinfer.models.checkpoint.generation import recommended_sampling
+from jaxinfer.models.checkpoint.header_numbers import token_ids
 from jaxinfer.models.checkpoint.huggingface import checked_tokenizer, read_json
 from jaxinfer.models.checkpoint.orbax_parts import StoredArray
 from jaxinfer.models.checkpoint.orbax_write import write_weights
@@ -52,7 +54,8 @@ class OrbaxCheckpoint:
             self.config = _config(values["config"])
             generation = values["generation"]
             self.generation = GenerationDefaults(
-                eos_token_ids=tuple(generation["eos_token_ids"]), sampling=generation["sampling"]
+                eos_token_ids=token_ids(generation["eos_token_ids"], "eos_token_ids"),
+                sampling=recommended_sampling(generation["sampling"]),
             )
             self._checksums = {str(k): int(v) for k, v in values["weights_crc32"].items()}
             self._sizes = {str(k): int(v) for k, v in values["weights_bytes"].items()}
@@ -175,7 +178,7 @@ def _write(
         "weights_bytes": _sizes(folder / "weights"),
         "weights_crc32": _checksums(folder / "weights"),
     }
-    (folder / FILE).write_text(json.dumps(values, indent=2))
+    (folder / FILE).write_text(json.dumps(values, indent=2), encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(folder)
 

@@ -143,7 +143,9 @@ class Tokenizer:
             "chat_template": self.chat_template,
             **self._special_tokens,
         }
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(config, indent=2), encoding="utf-8"
+        )
 
 
 def _check_characters(text: str) -> None:

@@ -1,6 +1,7 @@
 """Hugging Face directories: weights, shards, defaults, and what may be wrong with them."""
 
 import json
+import re
 
 import ml_dtypes
 import numpy as np
@@ -127,6 +128,30 @@ def test_recommended_sampling(tmp_path):
     assert open_checkpoint(tmp_path).generation.sampling == wanted
 
 
+@pytest.mark.parametrize(
+    ("file", "want"),
+    [
+        # Gemma 3's: without a temperature, Hugging Face draws at 1.
+        ({"do_sample": True, "top_k": 64, "top_p": 0.95},
+         {"temperature": 1.0, "top_k": 64, "top_p": 0.95}),
+        ({"do_sample": True}, {"temperature": 1.0}),
+        ({"top_p": 0.9, "temperature": None}, {"temperature": 1.0, "top_p": 0.9}),
+        ({"do_sample": None, "min_p": 0.1}, {"temperature": 1.0, "min_p": 0.1}),
+        ({"temperature": 0.6}, {"temperature": 0.6}),
+        ({"do_sample": True, "temperature": 0}, {"temperature": 0.0}),
+        ({"do_sample": False, "temperature": 0.6, "top_k": 5}, {"temperature": 0.0, "top_k": 5}),
+        ({"do_sample": False}, {"temperature": 0.0}),
+        ({"repetition_penalty": 1.1}, {"repetition_penalty": 1.1}),
+        ({"eos_token_id": 3}, {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_whether_the_recommendation_samples(file, want, tmp_path):
+    write_directory(tmp_path, "llama")
+    write_json(tmp_path / "generation_config.json", file)
+    assert open_checkpoint(tmp_path).generation.sampling == want
+
+
 def rewrite(path, change):
     """Change the header of a safetensors file."""
     data = path.read_bytes()
@@ -163,6 +188,38 @@ class TestDamage:
         write_directory(tmp_path, "llama")
         (tmp_path / file).write_text(text)
         self.refused(tmp_path, file)
+
+    @pytest.mark.parametrize(
+        ("fields", "match"),
+        [
+            ({"temperature": "hot"}, "temperature must be between 0 and 1e+06; got 'hot'"),
+            ({"temperature": -1}, "temperature must be between 0 and 1e+06; got -1"),
+            ({"temperature": float("nan")}, "temperature must be between 0 and 1e+06; got nan"),
+            ({"top_k": -3}, "top_k must be a whole number of at least -1; got -3"),
+            ({"top_k": 1.5}, "top_k must be a whole number of at least -1; got 1.5"),
+            ({"top_p": 0}, "top_p must be more than 0; got 0"),
+            ({"top_p": [0.9]}, "top_p must be between 0 and 1; got [0.9]"),
+            ({"min_p": 2}, "min_p must be between 0 and 1; got 2"),
+            ({"repetition_penalty": 0}, "repetition_penalty must be between 1e-06 and 1e+06"),
+            ({"do_sample": "no"}, "do_sample must be true or false; got 'no'"),
+            ({"eos_token_id": "x"}, "eos_token_id must be a token id or a list of them; got 'x'"),
+            ({"eos_token_id": [3, None]}, "eos_token_id must be a token id or a list of them"),
+            ({"eos_token_id": True}, "eos_token_id must be a token id or a list of them"),
+            ({"eos_token_id": -1}, "eos_token_id must be a token id or a list of them; got -1"),
+        ],
+        ids=str,
+    )
+    def test_defaults_that_are_none(self, fields, match, tmp_path):
+        """Found when the directory is opened, before weights are read."""
+        write_directory(tmp_path, "llama")
+        write_json(tmp_path / "generation_config.json", fields)
+        with pytest.raises(CheckpointError, match=re.escape(f"generation_config.json: {match}")):
+            open_checkpoint(tmp_path)
+
+    def test_an_end_in_the_configuration_that_is_none(self, tmp_path):
+        write_directory(tmp_path, "llama", eos_token_id="x")
+        with pytest.raises(CheckpointError, match=r"[/\\]config\.json: eos_token_id must be a tok"):
+            open_checkpoint(tmp_path)
 
     def test_a_shard_that_is_missing(self, tmp_path):
         write_directory(tmp_path, "llama", shards=3)

@@ -214,14 +214,24 @@ def test_it_may_be_moved(copy, monkeypatch):
         ({"config": {}}, FILE),
         ({"config": None}, FILE),
         ({"generation": []}, FILE),
+        ({"generation": {"eos_token_ids": ["x"], "sampling": {}}},
+         rf"{FILE}: eos_token_ids must be a token id or a list of them; got \['x'\]"),
+        ({"generation": {"eos_token_ids": [], "sampling": {"top_k": -3}}},
+         rf"{FILE}: top_k must be a whole number of at least -1; got -3"),
         ({"weights_bytes": [1]}, FILE),
         ({"weights_bytes": {"absent": 1}}, "absent is missing"),
     ],
-)
+)  # fmt: skip
 def test_a_description_that_is_wrong(fields, match, copy):
     change(copy, **fields)
     with pytest.raises(CheckpointError, match=match):
         open_checkpoint(copy)
+
+
+def test_filters_without_a_temperature_sample(copy):
+    """As in directories that were converted when the temperature was not written."""
+    change(copy, generation={"eos_token_ids": [], "sampling": {"top_k": 64}})
+    assert open_checkpoint(copy).generation.sampling == {"temperature": 1.0, "top_k": 64}
 
 
 def test_a_field_that_is_unknown(copy):

@@ -1,6 +1,9 @@
 """The tokenizer of a Hugging Face directory, and of a converted one."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +151,27 @@ class TestTemplate:
         assert words.apply_chat_template([{"role": "user", "content": "he"}]) == [257, 256, 258]
 
 
+def test_files_are_utf8_whatever_the_locale(tmp_path):
+    write(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "é"}', encoding="utf-8")
+    (tmp_path / "chat_template.jinja").write_text("é", encoding="utf-8")
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from jaxinfer.models.checkpoint.huggingface import read_json\n"
+        "from jaxinfer.models.tokenizer.from_files import tokenizer_from_directory\n"
+        "folder = Path(sys.argv[1])\n"
+        "template = tokenizer_from_directory(folder).chat_template\n"
+        "token = read_json(folder / 'tokenizer_config.json')['bos_token']\n"
+        "print(ascii(template), ascii(token))"
+    )
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True,
+        cwd=Path(__file__).parents[2], env=os.environ | plain, check=False,
+    )  # fmt: skip
+    assert done.stdout == "'\\xe9' '\\xe9'\n", done.stderr
+
+
 class TestDamage:
     """What is wrong is said with the folder it is in."""
 
@@ -171,6 +195,12 @@ class TestDamage:
     def test_template(self, template, tmp_path):
         with pytest.raises(CheckpointError, match="damaged tokenizer files"):
             tokenizer_from_directory(write(tmp_path, chat_template=template))
+
+    @pytest.mark.parametrize("field", ["eos_token_id", "bos_token_id"])
+    def test_tokens_that_are_none(self, field, tmp_path):
+        write_json(write(tmp_path) / "config.json", {field: "x"})
+        with pytest.raises(CheckpointError, match=f"{field} must be a token id or a list of them"):
+            tokenizer_from_directory(tmp_path)
 
     def test_missing(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing; convert"):

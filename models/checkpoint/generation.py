@@ -1,0 +1,46 @@
+"""The sampling that a model's files recommend, checked where it is read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxinfer.models.checkpoint.header_numbers import between, whole
+
+_BOUNDS = {"temperature": (0, 1e6), "top_p": (0, 1), "min_p": (0, 1),
+           "repetition_penalty": (1e-6, 1e6)}  # fmt: skip
+# Who names one of these wants tokens drawn among several.
+_FILTERS = ("top_k", "top_p", "min_p")
+
+
+def recommended_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `SamplingParams` out of those of `generation_config.json`.
+
+    As at Hugging Face, `do_sample: false` is greedy whatever else is given, and sampling has the
+    temperature 1 where none is given.
+
+    Args:
+        values: The file's; null is as good as absent.
+
+    Raises:
+        ValueError: a value of the wrong type or out of its range.
+
+    >>> recommended_sampling({"do_sample": True, "top_k": 64, "top_p": 0.95})
+    {'temperature': 1.0, 'top_p': 0.95, 'top_k': 64}
+    >>> recommended_sampling({"do_sample": False, "temperature": 0.7})
+    {'temperature': 0.0}
+    """
+    draws = values.get("do_sample")
+    if not isinstance(draws, bool | None):
+        raise ValueError(f"do_sample must be true or false; got {draws!r:.80}")
+    found: dict[str, Any] = {}
+    for name, (low, high) in _BOUNDS.items():
+        if values.get(name) is not None:
+            found[name] = between(values[name], name, low, high)
+    if found.get("top_p") == 0:
+        raise ValueError("top_p must be more than 0; got 0")
+    if values.get("top_k") is not None:
+        found["top_k"] = whole(values["top_k"], "top_k", least=-1)  # -1, as 0: all
+    if draws is False:
+        return found | {"temperature": 0.0}
+    if draws or any(name in found for name in _FILTERS):
+        return {"temperature": 1.0} | found
+    return found
