@@ -15,6 +15,7 @@ FAMILIES = {
     # Its decoder; pictures are not read.
     "Gemma3ForConditionalGeneration": "gemma3",
 }
+_MOST_LAYERS = 10_000  # far more than any model has
 # What Gemma 3's files leave out when it has the value of the published configuration class.
 _GEMMA3_DEFAULTS = {
     "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216,
@@ -34,7 +35,10 @@ def config_from_huggingface(values: dict[str, Any], source: str) -> DecoderConfi
         UnsupportedModelError: an architecture or RoPE type that is not implemented.
         CheckpointError: a field is missing or contradicts another.
     """
-    architecture = (values.get("architectures") or ["(none)"])[0]
+    named = values.get("architectures") or ["(none)"]
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise CheckpointError(f"{source}: architectures must be a list of names; got {named!r:.80}")
+    architecture = named[0]
     family = FAMILIES.get(architecture)
     if family is None:
         raise UnsupportedModelError(
@@ -67,6 +71,8 @@ def _build(values: dict[str, Any], family: str, source: str) -> DecoderConfig:
         return whole(values[key] if default is None else values.get(key) or default, key)
 
     layers, heads = size("num_hidden_layers"), size("num_attention_heads")
+    if layers > _MOST_LAYERS:  # before anything is made for each
+        raise ValueError(f"num_hidden_layers must be at most {_MOST_LAYERS}; got {layers}")
     hidden = size("hidden_size")
     gemma = family == "gemma3"
     rope = values.get("rope_parameters") or {}

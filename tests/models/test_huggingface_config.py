@@ -124,6 +124,22 @@ def test_an_unknown_architecture_names_the_known(architectures):
         assert known in str(raised.value)
 
 
+@pytest.mark.parametrize("architectures", [5, "LlamaForCausalLM", {"a": 1}, [5], [["a"]]])
+def test_architectures_that_are_no_list_of_names(architectures):
+    with pytest.raises(
+        CheckpointError, match=r"config\.json: architectures must be a list of name"
+    ):
+        read("llama", architectures=architectures)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma3"])
+def test_more_layers_than_any_model_has(name):
+    """Refused before something is made for each."""
+    message = r"config\.json: num_hidden_layers must be at most 10000; got 1099511627776"
+    with pytest.raises(CheckpointError, match=message):
+        read(name, num_hidden_layers=2**40)
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
