@@ -150,9 +150,12 @@ class _Header:
         """Move on by `size` bytes; returns where they begin."""
         start = self._at
         if size > self._size - start:
-            raise CheckpointError(f"the header goes on after the last byte, {self._size}")
+            raise self._cut()
         self._at += size
         return start
+
+    def _cut(self) -> CheckpointError:
+        return CheckpointError(f"the header goes on after the last byte, {self._size}")
 
     def _number(self, form: str) -> Any:
         form = "<" + form
@@ -187,10 +190,9 @@ class _Header:
         strings = []
         for _ in range(count):
             start = at + 8
-            at = start + length(data, at)[0]
+            if start > self._size or (at := start + length(data, at)[0]) > self._size:
+                raise self._cut()
             strings.append(data[start:at].decode())
-            if at > self._size:
-                self._take(at - self._at)
         self._at = at
         return strings
 

@@ -230,6 +230,17 @@ class TestDamage:
         path.write_bytes(path.read_bytes()[:keep])
         self.refused(path, "model.gguf: truncated or corrupt GGUF file")
 
+    @pytest.mark.parametrize("beyond", [3, 8, 9])
+    def test_truncated_within_an_array_of_strings(self, beyond, tmp_path):
+        """In the length of its last text, before the text, and in its one character."""
+        path = write_model(tmp_path / "model.gguf", "llama", tags=["a" * 90] * 9 + ["\N{SNOWMAN}"])
+        data = path.read_bytes()
+        last = data.index("\N{SNOWMAN}".encode()) - 8
+        path.write_bytes(data[: last + beyond])
+        self.refused(
+            path, f"corrupt GGUF file: the header goes on after the last byte, {last + beyond}"
+        )
+
     def test_something_else(self, tmp_path):
         path = tmp_path / "model.gguf"
         path.write_bytes(b"PK\x03\x04 a zip file")
