@@ -98,4 +98,5 @@ def _download(repo: str, file: str | None, revision: str | None, needed: tuple[s
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    # huggingface-hub begins so where it tells of another's error.
+    return lines[0].removeprefix("Got: ").rstrip(".") if lines else type(error).__name__

@@ -97,6 +97,17 @@ def test_hub_failure_is_one_line(fake):
     assert str(raised.value).endswith("404 Client Error")
 
 
+def test_a_hub_that_is_not_reached(fake):
+    """As huggingface-hub tells of it."""
+
+    def fail(*_, **__):
+        raise OSError("Got: ConnectError: Name or service not known\nAn error happened.")
+
+    fake.snapshot_download = fail
+    with pytest.raises(DownloadError, match=r"Face Hub: ConnectError: Name or service not known$"):
+        resolve_model("owner/name")
+
+
 def test_without_the_package_the_extra_is_named(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(
