@@ -54,13 +54,22 @@ class Answer:
         if self.ttft_s is None:
             return "no tokens"
         rate = self.tokens_per_second
-        parts = [f"{len(self.token_ids)} tokens"]
+        parts = [counted(len(self.token_ids), "token")]
         parts += [f"{rate:.1f} tokens/s"] if rate else []
         spent = self.ttft_compile_s
         compiling = f" ({spent:.2f} s of it compiling)" if spent >= 0.05 else ""
         parts.append(f"first token after {self.ttft_s:.2f} s{compiling}")
         parts += [self.cut_off] if self.cut_off else []
         return ", ".join(parts)
+
+
+def counted(number: int, what: str) -> str:
+    """A number and what it counts.
+
+    >>> counted(1, "token"), counted(2, "token")
+    ('1 token', '2 tokens')
+    """
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 @contextlib.contextmanager

@@ -34,6 +34,8 @@ HELP = """\
 /exit        leave; so does Ctrl-D
 Ctrl-C stops an answer and keeps what came of it."""
 
+NO_ANSWER = "[the model gave no answer; the question is not kept]"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chat(Output):
@@ -135,7 +137,7 @@ class Conversation:
         return "The last question and answer are forgotten."
 
     def _ask(self, question: str) -> None:
-        """Stream an answer. Errors leave the conversation as it was."""
+        """Stream an answer. Errors, and no answer, leave the conversation as it was."""
         asked = [*self.messages, {"role": "user", "content": question}]
         answer = Answer()
         try:
@@ -152,11 +154,14 @@ class Conversation:
             hint = "; /reset or /undo makes room" if can_make_room else ""
             self._fail(f"error: {one_line(error)}{hint}", exit_code(error))
             return
+        ended = answer.finish_reason is not None  # by itself, not by Ctrl-C
+        if ended and not answer.text:
+            _write(NO_ANSWER)
         _write("\n")
-        if not answer.text:  # stopped before anything came
-            return
-        self.messages = [*asked, {"role": "assistant", "content": answer.text}]
-        self._reporter.note(f"[{answer.speed()}]")
+        if answer.text:
+            self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+        if answer.text or ended:
+            self._reporter.note(f"[{answer.speed()}]")
 
     def _save(self, name: str) -> None:
         if not name:

@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from jaxinfer.cli import streams
+from jaxinfer.cli.answer import counted
 from jaxinfer.cli.errors import UsageError
 from jaxinfer.cli.loading import load_weights, open_model
 from jaxinfer.cli.options import Dtype, Mesh, Output, check_mesh
@@ -89,9 +90,9 @@ class Eval(Output):
         print(f"nll per token  {result.nll:.5f} nats")
         print(f"bits per byte  {result.bits_per_byte:.4f}")
         print(
-            f"{result.num_tokens} tokens, {result.num_bytes} bytes; window {result.window}, "
-            f"stride {result.stride}, {values['dtype']}; {result.seconds:.1f} s, "
-            f"{result.tokens_per_second:.0f} tokens/s"
+            f"{counted(result.num_tokens, 'token')}, {counted(result.num_bytes, 'byte')}; "
+            f"window {result.window}, stride {result.stride}, {values['dtype']}; "
+            f"{result.seconds:.1f} s, {result.tokens_per_second:.0f} tokens/s"
         )
         return 0
 

@@ -9,8 +9,15 @@ import sys
 import time
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import pytest
 
+from jaxinfer.cli import chat
+from jaxinfer.cli.main import main
+from jaxinfer.models.checkpoint.orbax import save_orbax
+from jaxinfer.models.config import DecoderConfig
+from jaxinfer.models.decoder import Decoder
+from jaxinfer.models.tokenizer.byte import byte_tokenizer
 from tests.cli.command import REPOSITORY, command, run
 
 
@@ -52,6 +59,34 @@ def test_a_conversation_that_grows_too_long(tiny):
     assert "; /reset or /undo makes room\n" in done.stderr
     assert ") (" not in done.stderr
     assert done.stderr.count("first token after") == 2
+
+
+def test_an_answer_that_ends_at_once(tiny, tmp_path, monkeypatch, capsys):
+    """It is said, and so is what becomes of the question."""
+    options = ["--model", tiny, "--max-tokens", "1", "--progress", "off"]
+    assert main(["generate", "One", "--json", *options]) == 0
+    first = json.loads(capsys.readouterr().out)["token_ids"][0]
+    model = Decoder(DecoderConfig.tiny(), dtype=jnp.float32)
+    save_orbax(tmp_path / "model", model, tokenizer=byte_tokenizer(eos_id=first))
+    lines = iter(["One", "/undo"])
+    monkeypatch.setattr(chat, "_read_line", lambda: next(lines, None))
+    assert main(["chat", "--model", str(tmp_path / "model"), "--max-tokens", "4"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"{chat.NO_ANSWER}\nThere is nothing to forget.\n"
+    assert "[1 token, first token after" in shown.err
+
+
+def test_an_answer_that_is_stopped_before_it_begins(tiny, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    lines = iter(["One", "/undo"])
+    monkeypatch.setattr(chat, "_read_line", lambda: next(lines, None))
+    monkeypatch.setattr(chat, "stream_answer", stop)
+    assert main(["chat", "--model", tiny]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == " [stopped]\nThere is nothing to forget.\n"
+    assert "token" not in shown.err.partition("load: ")[2]
 
 
 def test_a_question_that_is_not_utf8(tiny):
