@@ -4,13 +4,14 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from jaxinfer.cli import interrupts
+from jaxinfer.cli import errors, interrupts, streams
 
 if TYPE_CHECKING:
     from bench.case import Case
 
+PROG = "python -m bench"
 DESCRIPTION = """Benchmarks of jaxinfer: correctness first, then the time.
 
 Examples:
@@ -185,16 +186,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    import tyro  # here, as it takes long and Ctrl-C has its handler now
-
-    command = tyro.extras.subcommand_cli_from_dict(
-        {kind.__name__.lower(): kind for kind in (Run, List, Tune, Plot, Tables)},
-        prog="python -m bench",
-        description=DESCRIPTION,
-        args=arguments,
-    )
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return command.run()
+        code = _parse(given).run()
+        streams.finish()
+        return code
+    except BrokenPipeError:  # as in `python -m bench list | head`
+        errors.silence_stdout()
+        return errors.FAILED
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    """The command that arguments ask for, an object with `run()`."""
+    import tyro  # here, as it takes long and Ctrl-C has its handler now
+
+    commands = {kind.__name__.lower(): kind for kind in (Run, List, Tune, Plot, Tables)}
+    words = [PROG, *(name for name in arguments[:1] if name in commands), "--help"]
+    with errors.one_line_usage(" ".join(words)):
+        return tyro.extras.subcommand_cli_from_dict(
+            commands, prog=PROG, description=DESCRIPTION, args=arguments
+        )

@@ -62,7 +62,7 @@ def parse(arguments: Sequence[str]) -> Any:
     ]
     with (
         _usage_that_works(),
-        errors.one_line_usage(f"{PROG} {named} --help" if named else f"{PROG} --help"),
+        errors.one_line_usage(f"{PROG} {_full_name(named)} --help" if named else f"{PROG} --help"),
     ):
         return tyro.cli(
             cast(Any, Union[tuple(kinds)]),  # noqa: UP007  (made at run time)

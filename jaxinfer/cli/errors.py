@@ -39,6 +39,12 @@ _WORD = re.compile(rf"^({'|'.join(WORDS)})(?= (must|axis|of|'))|(?<= )({'|'.join
 # A line of a list of arguments: an option, or the metavar of a positional.
 _ARGUMENT = re.compile(r"(--[a-z-]+|[A-Z]+|\{\S+\})( [A-Z]+)?")
 
+# What Python says of a text that is no number, at the end of what tyro says of all types it tried.
+_NO_NUMBER = re.compile(
+    r"error parsing (\S+): .*?"
+    r"(invalid literal for int\(\) with base 10|could not convert string to float): (.*)"
+)
+
 
 class UsageError(ValueError):
     """Arguments that do not fit together, or a file of the user's that cannot be used."""
@@ -133,8 +139,31 @@ def _unbox(text: str, help_command: str) -> str:
     first = sections[0] or ["wrong arguments"]
     if first[0].startswith("Missing from"):  # each followed by its help text
         first = ["missing:", ", ".join(line for line in first[1:] if _ARGUMENT.fullmatch(line))]
-    message = " ".join(first)
-    message = message[0].lower() + message[1:]
-    others = [line for part in sections[1:] for line in part if line.startswith("--")]
-    hints = [f"perhaps you meant {line}" for line in others[:1] if line.split()[0] not in message]
+    message = _plainly(" ".join(first))
+    hints = _hints(sections[1:], message)
     return f"{message} ({'; '.join([*hints, f'see {help_command}'])})"
+
+
+def _plainly(message: str) -> str:
+    """A message of tyro's in our words, where its own speak of Python or of its workings."""
+    message = message[0].lower() + message[1:]
+    if found := _NO_NUMBER.fullmatch(message):
+        option, said, value = found.groups()
+        return f"{option} must be {'an integer' if 'int()' in said else 'a number'}; got {value}"
+    if message.startswith("unrecognized or misplaced"):  # each with its command in parentheses
+        message = message.partition(" Arguments are applied to")[0].replace(" or misplaced", "")
+        message = re.sub(r" \(applied to [^)]*\)", ",", message).rstrip(",")
+    return message
+
+
+def _hints(sections: list[list[str]], message: str) -> list[str]:
+    """What else was unknown, and the nearest option, unless the message has them."""
+    hints, similar = [], []
+    for head, *lines in filter(None, sections):
+        if head == "Unrecognized options:":
+            hints.append(f"unrecognized: {', '.join(lines)}")
+        else:
+            similar += [line for line in (head, *lines) if line.startswith("--")]
+    said = message.replace(",", " ").split()
+    near = [f"perhaps you meant {line}" for line in similar[:1] if line.split()[0] not in said]
+    return hints + near

@@ -121,6 +121,29 @@ def test_prompt_longer_than_the_context(fails, tiny):
     assert "32" in fails("generate", "x" * 60, "--raw", "--max-model-len", "32", "--model", tiny)
 
 
+def test_what_is_too_long_is_said_before_weights_are_read(fails, tiny, monkeypatch):
+    monkeypatch.setattr("jaxinfer.cli.loading.load_weights", None)
+    model = ("--raw", "--model", tiny)
+    long = "x" * 600
+    message = "prompt has 600 tokens; the context of 512 tokens leaves room for at most 511"
+    assert fails("generate", long, *model).startswith(message)
+    assert fails("generate", long, "--json", *model).startswith(message)
+    assert fails("generate", "Hi", long, *model).startswith(f"prompt 2: {message}")
+    assert fails("generate", "Hi", *model, "--max-model-len", "513") == (
+        "--max-model-len must be at most 512, the longest context this model was trained for; "
+        "got 513"
+    )
+
+
+def test_one_of_several_prompts_is_named(fails, tiny):
+    surrogate = b"caf\xe9".decode(errors="surrogateescape")
+    message = fails("generate", "Hi", surrogate, "--model", tiny)
+    assert message.startswith("prompt 2: the text is not valid Unicode")
+    small = ("--num-gpu-blocks-override", "2", "--max-model-len", "512", "--model", tiny)
+    message = fails("generate", "Hi", "x" * 200, "--raw", "--max-tokens", "9", *small)
+    assert message.startswith("prompt 2: prompt and answer of up to 209 tokens need 4 KV-cache p")
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-1"])
 def test_bad_temperature(fails, value):
     """Found before anything is fetched or read: the model does not even exist."""
@@ -147,6 +170,13 @@ def test_unknown_option(fails):
     assert "see jaxinfer generate --help" in message
 
 
+def test_an_option_of_another_command(fails):
+    """Without tyro's words on the order of subcommands."""
+    want = "unrecognized options: --raw (see jaxinfer chat --help)"
+    assert fails("chat", "--raw") == want
+    assert fails("chat", "--raw", "--no-stream") == want.replace("--raw", "--raw, --no-stream")
+
+
 def test_unknown_command(fails):
     for wrong, hint in (("generat", "perhaps you meant generate"), ("bogus", "known are gen")):
         message = fails(wrong, "Hi")
@@ -155,12 +185,24 @@ def test_unknown_command(fails):
 
 
 def test_value_of_the_wrong_type(fails):
-    assert "--max-tokens" in fails("generate", "Hi", "--max-tokens", "many")
+    for option, kind in (
+        ("--temperature", "a number"), ("--top-p", "a number"), ("--top-k", "an integer"),
+        ("--seed", "an integer"), ("--max-tokens", "an integer"),
+        ("--gpu-memory-utilization", "a number"),
+    ):  # fmt: skip
+        for value in ("abc", ""):
+            assert fails("generate", "Hi", option, value) == (
+                f"{option} must be {kind}; got {value!r} (see jaxinfer generate --help)"
+            )
     assert "--dtype" in fails("generate", "Hi", "--dtype", "int3")
 
 
 def test_missing_arguments_are_named(fails):
-    assert fails("eval", "perplexity").startswith("missing: MODEL, --text FILE (see")
+    see = "see jaxinfer eval perplexity --help)"
+    assert fails("eval", "perplexity") == f"missing: MODEL, --text FILE ({see}"
+    assert fails("eval", "perplexity", "m", "--txt", "f") == (
+        f"missing: --text FILE (unrecognized: --txt, f; {see}"
+    )
     assert fails("convert", "a").startswith("missing: OUT (see")
 
 
@@ -276,7 +318,11 @@ def test_base_model_cannot_chat(fails, tmp_path, capsys):
     said = "the model has no chat template (a base model?)"
     base = ("--model", str(tmp_path / "base"))
     assert fails("chat", *base) == f"{said}; use jaxinfer generate --raw"
-    assert fails("generate", "Hi", "--chat", *base) == (f"{said}; use generate with a plain prompt")
+    system = ("--system", "Be brief.")
+    assert fails("generate", "Hi", "--chat", *base) == f"{said}; leave out --chat"
+    assert fails("generate", "Hi", *system, *base) == f"{said}; leave out --system"
+    both = fails("generate", "Hi", "--chat", *system, *base)
+    assert both == f"{said}; leave out --chat and --system"
     capsys.readouterr()
     for options, note in (([], f"{said}: prompts are continued as plain text\n"), (["--raw"], "")):
         assert main(["generate", "Hi", *base, "--max-tokens", "1", *options]) == 0
