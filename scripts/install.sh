@@ -37,8 +37,10 @@ echo "Installing jaxinfer into $venv${gpu:+ with JAX for ${gpu#,}} (a minute or 
 log=$venv/pip.log
 if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input "${what[@]}" \
     >"$log" 2>&1 </dev/null; then
-  # pip's own verdict is in capitals; where a build failed, it is indented.
-  reason=$(grep -E '^ *(ERROR|[A-Za-z]*Error): ' "$log" | tail -n 1 | sed -E 's/^ *(ERROR: )?//' || true)
+  # pip's own verdict is in capitals; where a build failed, it is indented. Of a conflict the last
+  # one links to a manual, the one before names the packages.
+  reason=$(grep -E '^ *(ERROR|[A-Za-z]*Error): ' "$log" | grep -v 'ERROR: ResolutionImpossible' |
+    tail -n 1 | sed -E 's/^ *(ERROR: )?//' || true)
   [[ $reason == "No matching distribution"* ]] && reason+="; can a package index be reached?"
   echo "error: pip could not install jaxinfer: ${reason:-see the log} (all of it: $log)" >&2
   exit 1
