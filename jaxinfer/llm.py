@@ -6,13 +6,14 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, SupportsIndex, cast
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jaxinfer.calibration import softmax_of_layers
-from jaxinfer.engine.admission import plain_tokens
+from jaxinfer.engine.admission import about, plain_tokens
 from jaxinfer.engine.config import check_sizes
 from jaxinfer.engine.delivery import merge
 from jaxinfer.engine.engine import Engine
@@ -28,7 +29,15 @@ from jaxinfer.outputs import RequestOutput
 from jaxinfer.progress import Progress, Reporter
 from jaxinfer.sampling_params import SamplingParams
 
-Prompt = str | Sequence[int] | np.ndarray
+Prompt = str | Sequence[SupportsIndex] | np.ndarray | jax.Array
+
+
+class _Asked(NamedTuple):
+    """A prompt of a call: what it is called in errors, its text, if it came as one, its tokens."""
+
+    name: str
+    text: str | None
+    ids: Sequence[int]
 
 
 class LLM:
@@ -154,7 +163,7 @@ class LLM:
         """Continue prompts, all together.
 
         Args:
-            prompts: A text, a list or array of token ids, or a list of either.
+            prompts: A text, a list or array (NumPy's or JAX's) of token ids, or a list of either.
             sampling_params: For all prompts, or one for each; default: `SamplingParams()`.
             use_tqdm: True shows progress on standard error; a function is called with
                 ("generate", answers finished, answers in all).
@@ -170,23 +179,34 @@ class LLM:
             KVCacheFullError: a request that could never run.
             NonFiniteScoresError: the model's scores are NaN or infinite.
 
-        After an error nothing of this call is generated; after an interrupt nothing of it goes on.
+        Errors of one of several prompts name it: `prompts[1]: prompt is empty; …`. After an error
+        nothing of this call is generated; after an interrupt nothing of it goes on.
         """
-        several = _as_batch(prompts)
-        names = [f"prompts[{i}]" for i in range(len(several))]
-        if len(several) == 1 and several[0] is prompts:
-            names = ["prompts"]
-        batch = [self._encode(prompt, name) for prompt, name in zip(several, names, strict=True)]
+        named = _as_batch(prompts)
+        batch = []
+        for name, prompt in named:
+            with about(name if len(named) > 1 else ""):
+                batch.append(_Asked(name, *self._encode(prompt, name)))
+        return self._answer(batch, sampling_params, use_tqdm)
+
+    def _answer(
+        self,
+        batch: Sequence[_Asked],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        use_tqdm: bool | Progress,
+    ) -> list[RequestOutput]:
+        """Generate for prompts that are tokens already."""
         params = _one_each(sampling_params, len(batch))
-        for (_, ids), param in zip(batch, params, strict=True):
-            self._requests.check_request(ids, param)
+        for (name, _, ids), param in zip(batch, params, strict=True):
+            with about(name if len(batch) > 1 else ""):
+                self._requests.check_request(ids, param)
         inbox: Inbox = deque()
         tickets: list[Ticket] = []
         outputs: dict[str, RequestOutput] = {}
         done = waiting = 0
         with _reporting(use_tqdm, sum(p.n for p in params)) as progress:
             try:
-                for (text, ids), param in zip(batch, params, strict=True):
+                for (_, text, ids), param in zip(batch, params, strict=True):
                     tickets.append(self._requests.add(ids, param, text, inbox))
                 waiting = len(tickets)
                 while waiting:
@@ -229,11 +249,15 @@ class LLM:
             raise ValueError("messages is empty; give at least one message")
         single = isinstance(messages[0], Mapping)
         conversations = [messages] if single else messages
-        prompts = [
-            self._tokenizer().apply_chat_template(cast("Sequence[Mapping[str, str]]", c))
-            for c in conversations
-        ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        batch = []
+        for i, conversation in enumerate(
+            cast("Sequence[Sequence[Mapping[str, str]]]", conversations)
+        ):
+            name = f"messages[{i}]"
+            with about(name if len(conversations) > 1 else ""):
+                ids = self._tokenizer().apply_chat_template(conversation)
+            batch.append(_Asked(name, None, ids))
+        return self._answer(batch, sampling_params, use_tqdm)
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -281,8 +305,7 @@ class LLM:
         """A prompt's text, if it is one, and its tokens; `name` is for messages."""
         if not isinstance(prompt, str):
             try:
-                given = prompt.tolist() if isinstance(prompt, np.ndarray) else prompt
-                return None, plain_tokens(given)
+                return None, plain_tokens(prompt)
             except TypeError:
                 raise TypeError(
                     f"{name} must be text or a list of token ids (integers); got {prompt!r:.80}"
@@ -310,14 +333,30 @@ def _next(inbox: Inbox, tickets: Sequence[Ticket]) -> RequestOutput:
     return output
 
 
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[tuple[str, Prompt]]:
+    """Prompts, each with its name in the call."""
     if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Sequence | np.ndarray) or isinstance(prompts, bytes | bytearray):
+        return [("prompts", prompts)]
+    kinds = Sequence | np.ndarray | jax.Array
+    if not isinstance(prompts, kinds) or isinstance(prompts, bytes | bytearray) or _is_one(prompts):
         raise TypeError(f"prompts must be text, token ids or a list of either; got {prompts!r:.80}")
-    if len(prompts) and all(isinstance(item, int | np.integer) for item in prompts):
-        return [cast("Sequence[int]", prompts)]
-    return list(cast("Sequence[Prompt]", prompts))
+    if isinstance(prompts, jax.Array):
+        prompts = np.asarray(prompts)
+    if len(prompts) and all(map(_is_token, prompts)):
+        return [("prompts", cast("Sequence[int]", prompts))]
+    return [(f"prompts[{i}]", prompt) for i, prompt in enumerate(cast("Sequence[Prompt]", prompts))]
+
+
+def _is_one(value: object) -> bool:
+    """Whether it is an array of a single number, without an axis."""
+    return isinstance(value, np.ndarray | jax.Array) and value.ndim == 0
+
+
+def _is_token(item: object) -> bool:
+    """Whether it is an integer: Python's, NumPy's, or what a list of JAX's array holds."""
+    if isinstance(item, np.ndarray | jax.Array):
+        return item.ndim == 0 and np.issubdtype(item.dtype, np.integer)
+    return isinstance(item, int | np.integer)
 
 
 def _one_each(

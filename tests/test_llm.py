@@ -76,6 +76,17 @@ class TestGenerate:
         [output] = made.generate(made.tokenizer.encode("hello"), GREEDY)
         assert output.outputs[0].token_ids == answer("hello")
 
+    @pytest.mark.parametrize("kind", [np.array, jnp.array], ids=["numpy", "jax"])
+    def test_arrays_of_ids(self, made, kind):
+        """Alone, in a list, as rows of a matrix, and taken apart into their numbers."""
+        ids = kind(made.tokenizer.encode("hello"))
+        for prompts, count in ((ids, 1), (list(ids), 1), ([ids, list(ids)], 2), (ids[None], 1)):
+            outputs = made.generate(prompts, GREEDY)
+            assert [output.outputs[0].token_ids for output in outputs] == [answer("hello")] * count
+            assert all(type(token) is int for token in outputs[0].prompt_token_ids)
+        pieces = list(made.stream(ids, GREEDY))
+        assert flat(piece.outputs[0].token_ids for piece in pieces) == answer("hello")
+
     def test_parameters_for_each(self, made):
         params = [GREEDY.replace(max_tokens=n) for n in (1, 5, 3)]
         outputs = made.generate(["hello"] * 3, params)
@@ -185,6 +196,15 @@ class TestChat:
         with pytest.raises(error, match=match):
             made.chat(messages, GREEDY)
 
+    def test_one_of_several_conversations_is_named(self, made):
+        other = [{"role": "user", "content": "x" * 128}]
+        with pytest.raises(ContextLengthError, match=r"^messages\[1\]: prompt has "):
+            made.chat([self.TALK, other], GREEDY)
+        with pytest.raises(ValueError, match=r"^messages\[1\]: .*role and content"):
+            made.chat([self.TALK, [{"role": "user", "contents": "a"}]], GREEDY)
+        with pytest.raises(ContextLengthError, match=r"^prompt has "):
+            made.chat(other, GREEDY)
+
     def test_without_a_template(self):
         words = byte_tokenizer()
         words.chat_template = None
@@ -270,13 +290,18 @@ class TestRefusals:
         ("prompts", "params", "error", "match"),
         [
             ("", GREEDY, ValueError, "prompt is empty; give at least one character"),
-            (["a", ""], GREEDY, ValueError, "prompt is empty"),
-            (["a", []], GREEDY, ValueError, "prompt is empty; give at least one token"),
-            ([[1, 256]], GREEDY, ValueError, "token 256 does not exist: the model has 256 tokens"),
+            (["a", ""], GREEDY, ValueError, r"^prompts\[1\]: prompt is empty"),
+            (["a", []], GREEDY, ValueError, r"^prompts\[1\]: prompt is empty; give at least one"),
+            ([[1, 256]], GREEDY, ValueError, "^token 256 does not exist: the model has 256 tokens"),
+            ([[1], [1, 256]], GREEDY, ValueError, r"^prompts\[1\]: token 256 does not exist"),
+            (["a", "\ud800"], GREEDY, ValueError, r"^prompts\[1\]: the text is not valid Unicode"),
+            ("a", GREEDY.replace(stop_token_ids=[256]), ValueError,
+             "^stop_token_ids: token 256 does not exist"),
             ([[-1]], GREEDY, ValueError, "token -1 does not exist"),
             (["a", "b"], [GREEDY], ValueError, "one per prompt; got 1 for 2 prompts"),
             (["a", "x" * 128], GREEDY, ContextLengthError,
-             "prompt has 128 tokens; the context of 128 tokens leaves room for at most 127"),
+             r"^prompts\[1\]: prompt has 128 tokens; the context of 128 tokens leaves room for at "
+             "most 127"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )  # fmt: skip
@@ -288,7 +313,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         "prompts",
         [7, None, [1.5, 2.5], [["a"]], [None], b"abc", [b"abc"], bytearray(b"a"), [True, False],
-         [[1, True]], np.array([True, False])],
+         [[1, True]], np.array([True, False]), jnp.array([True, False]), jnp.array([1.5]),
+         np.array(7), jnp.array(7), jnp.array([[[1]]])],
         ids=repr,
     )  # fmt: skip
     def test_prompts_of_a_wrong_type(self, made, prompts):

@@ -1,8 +1,13 @@
 """What becomes of a prompt before it is queued: refused, or made into requests."""
 
+import contextlib
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import SupportsIndex
+
+import jax
+import numpy as np
 
 from jaxinfer.engine.allocator import pages_for
 from jaxinfer.engine.config import EngineConfig
@@ -27,23 +32,15 @@ class Admission:
         """
         self._config, self._tokenizer, self._vocab_size = config, tokenizer, vocab_size
 
-    def check(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> list[int]:
+    def check(self, prompt_token_ids: Sequence[SupportsIndex], params: SamplingParams) -> list[int]:
         """The prompt's tokens as plain integers; errors as in `Engine.add_request`."""
         ids = plain_tokens(prompt_token_ids)
         if not ids:
             raise ValueError("prompt is empty; give at least one token")
-        for token in (min(ids), max(ids), *(params.stop_token_ids or ())):
-            if not 0 <= token < self._vocab_size:
-                raise ValueError(
-                    f"token {token} does not exist: the model has {self._vocab_size} tokens"
-                )
+        self._check_tokens((min(ids), max(ids)), "")
+        self._check_tokens(params.stop_token_ids or (), "stop_token_ids: ")
         limit = self._config.max_model_len
-        if len(ids) >= limit:
-            raise ContextLengthError(
-                f"prompt has {len(ids)} tokens; the context of {limit} tokens leaves room for at "
-                f"most {limit - 1} (shorten the prompt, or raise max_model_len if the model's own "
-                "context is longer)"
-            )
+        check_length(len(ids), limit)
         total = min(len(ids) + (params.max_tokens or 1), limit)
         needed = pages_for(total, self._config.page_size)
         if needed > self._config.num_pages:
@@ -55,6 +52,13 @@ class Admission:
         if params.stop and self._tokenizer is None:
             raise ValueError("stop strings need a tokenizer; use stop_token_ids")
         return ids
+
+    def _check_tokens(self, ids: Sequence[int], where: str) -> None:
+        for token in ids:
+            if not 0 <= token < self._vocab_size:
+                raise ValueError(
+                    f"{where}token {token} does not exist: the model has {self._vocab_size} tokens"
+                )
 
     def requests(
         self, ids: list[int], params: SamplingParams, *, name: str, text: str | None, arrival: int
@@ -105,7 +109,36 @@ class Admission:
         )
 
 
-def plain_tokens(prompt_token_ids: Sequence[int]) -> list[int]:
+def check_length(tokens: int, limit: int) -> None:
+    """Refuse a prompt that leaves no room for an answer.
+
+    Args:
+        tokens: Of the prompt.
+        limit: Of prompt and answer.
+
+    Raises:
+        ContextLengthError: there is no room.
+    """
+    if tokens >= limit:
+        raise ContextLengthError(
+            f"prompt has {tokens} tokens; the context of {limit} tokens leaves room for at "
+            f"most {limit - 1} (shorten the prompt, or raise max_model_len if the model's own "
+            "context is longer)"
+        )
+
+
+@contextlib.contextmanager
+def about(name: str) -> Iterator[None]:
+    """Let a ValueError begin with what it is about, one prompt of several; "" for the only one."""
+    try:
+        yield
+    except ValueError as error:
+        if name:
+            error.args = (f"{name}: {error}",)
+        raise
+
+
+def plain_tokens(prompt_token_ids: Sequence[SupportsIndex] | np.ndarray | jax.Array) -> list[int]:
     """Tokens as plain integers.
 
     Raises:
@@ -115,8 +148,11 @@ def plain_tokens(prompt_token_ids: Sequence[int]) -> list[int]:
     if isinstance(prompt_token_ids, bytes | bytearray | memoryview):
         raise _no_tokens(prompt_token_ids)
     try:
-        kinds = set(map(type, prompt_token_ids))
-        ids = list(map(operator.index, prompt_token_ids))
+        given = prompt_token_ids
+        if isinstance(given, np.ndarray | jax.Array):  # at once, not every number by itself
+            given = np.asarray(given).tolist()
+        kinds = set(map(type, given))
+        ids = list(map(operator.index, given))
     except TypeError:
         raise _no_tokens(prompt_token_ids) from None
     if bool in kinds:
