@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from jaxinfer.progress import CompileWatch, Reporter
 if TYPE_CHECKING:
     from jaxinfer.llm import LLM
     from jaxinfer.sampling_params import SamplingParams
+
+_PLACE = re.compile(r"^prompts\[(\d+)\]:")  # the library counts from 0
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -79,6 +82,9 @@ def naming(prompts: Sequence[str]) -> Iterator[None]:
         yield
     except NonFiniteScoresError as error:
         raise NonFiniteScoresError.of_prompt(prompts[error.index]) from error
+    except ValueError as error:
+        error.args = (_PLACE.sub(lambda found: f"prompt {int(found[1]) + 1}:", str(error)),)
+        raise
 
 
 def stream_answer(

@@ -81,8 +81,9 @@ class Generate(Output):
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(model.model, reporter)
         params = self.sampling.params(checkpoint.generation.sampling)
+        limit = model.context(checkpoint.config.max_position_embeddings)
         as_chat = self._as_chat(tokenizer, reporter)
-        ids = [self._encode(tokenizer, prompt, as_chat=as_chat) for prompt in prompts]
+        ids = self._tokens(tokenizer, prompts, as_chat=as_chat, limit=limit)
         streams = len(prompts) == 1 and not self.json and not self.no_stream
         if group is not None:
             plan.give(group, plan.Plan(model, params, ids, streams), checkpoint)
@@ -126,13 +127,29 @@ class Generate(Output):
 
     def _as_chat(self, tokenizer: "Tokenizer", reporter: Reporter) -> bool:
         """Whether prompts are questions; says so where they are not although nobody asked."""
-        if self.raw or self.chat or self.system:
-            return not self.raw
-        if tokenizer.chat_template is None:
-            from jaxinfer.models.tokenizer.tokenizer import NO_CHAT_TEMPLATE
+        if self.raw:
+            return False
+        if tokenizer.chat_template is not None:
+            return True
+        from jaxinfer.models.tokenizer.tokenizer import NO_CHAT_TEMPLATE
 
-            reporter.note(f"{NO_CHAT_TEMPLATE}: prompts are continued as plain text")
-        return tokenizer.chat_template is not None
+        if asked := ["--chat"] * self.chat + ["--system"] * bool(self.system):
+            raise UsageError(f"{NO_CHAT_TEMPLATE}; leave out {' and '.join(asked)}")
+        reporter.note(f"{NO_CHAT_TEMPLATE}: prompts are continued as plain text")
+        return False
+
+    def _tokens(
+        self, tokenizer: "Tokenizer", prompts: list[str], *, as_chat: bool, limit: int
+    ) -> list[list[int]]:
+        """Prompts as tokens; what is wrong with one is found before weights are read."""
+        from jaxinfer.engine.admission import about, check_length
+
+        tokens = []
+        for number, prompt in enumerate(prompts, start=1):
+            with about(f"prompt {number}" if len(prompts) > 1 else ""):
+                tokens.append(self._encode(tokenizer, prompt, as_chat=as_chat))
+                check_length(len(tokens[-1]), limit)
+        return tokens
 
     def _encode(self, tokenizer: "Tokenizer", prompt: str, *, as_chat: bool) -> list[int]:
         if not as_chat:
@@ -157,10 +174,11 @@ class Generate(Output):
 
 def _read_stdin() -> str:
     try:
-        # Without the line end that echo and editors put there, as $(…) does.
-        return streams.read_stdin().decode().removesuffix("\n")
+        text = streams.read_stdin().decode("utf-8-sig")  # without a byte-order mark
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input is not UTF-8 text (byte {error.start})") from None
+    # Without the line end that echo and editors put there, as $(…) does.
+    return text.removesuffix("\r\n") if text.endswith("\r\n") else text.removesuffix("\n")
 
 
 def _write(text: str) -> None:

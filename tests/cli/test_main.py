@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from jaxinfer.cli import generate
 from jaxinfer.cli.commands import COMMANDS
 from jaxinfer.cli.main import main
 from jaxinfer.models.checkpoint.open import open_checkpoint
@@ -90,6 +91,21 @@ def test_help_imports_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
     )
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("typed", "prompt"),
+    [
+        (b"\xef\xbb\xbfhi\r\n", "hi"),  # as editors on Windows write it
+        (b"hi\n", "hi"),
+        (b"hi\n\r\n", "hi\n"),
+        (b"a\r\nb\n\n", "a\r\nb\n"),
+        (b"hi\r", "hi\r"),
+    ],
+)
+def test_a_prompt_on_standard_input_ends_before_its_line_end(typed, prompt, monkeypatch):
+    monkeypatch.setattr("jaxinfer.cli.streams.read_stdin", lambda: typed)
+    assert generate._read_stdin() == prompt
 
 
 def test_generate_streams_plain_text(tiny):
