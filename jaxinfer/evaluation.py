@@ -120,7 +120,7 @@ def evaluate_perplexity(
         stride: Tokens by which the window moves; default half a window.
         batch_size: Windows that are computed together.
         max_tokens: Stop after so many tokens of the text.
-        progress: Called with (`"evaluate"`, tokens scored, tokens in all).
+        progress: Called with (`"evaluate"`, tokens scored, tokens in all), first with 0.
 
     Raises:
         ValueError: a text of fewer than two tokens, or sizes that do not fit together.
@@ -172,7 +172,7 @@ def token_nll(
         window: Most tokens of a window.
         stride: Tokens by which it moves, at most `window`.
         batch_size: Windows that are computed together.
-        progress: Called with (`"evaluate"`, tokens scored, tokens in all).
+        progress: Called with (`"evaluate"`, tokens scored, tokens in all), first with 0.
 
     Returns:
         `[n - 1]` float32, nats.
@@ -204,6 +204,8 @@ def token_nll(
         parallel=model.parallel,
     )
     result = np.zeros((len(ids) - 1,), np.float32)
+    if progress is not None:
+        progress("evaluate", 0, result.size)  # the first window takes long: it is compiled
     for at in range(0, len(every), batch_size):
         group = every[at : at + batch_size]
         cache = cache.replace(lengths=jnp.zeros((batch_size,), jnp.int32))

@@ -79,10 +79,10 @@ def test_result_in_all_units(model):
     assert (cut.num_tokens, cut.num_bytes) == (39, 39)
 
 
-def test_progress_ends_at_the_end(model):
+def test_progress_begins_with_the_total_and_ends_at_the_end(model):
     seen = []
     token_nll(model, np.arange(100), window=32, stride=16, progress=lambda *s: seen.append(s))
-    assert seen[-1] == ("evaluate", 99, 99)
+    assert (seen[0], seen[-1]) == (("evaluate", 0, 99), ("evaluate", 99, 99))
     assert [done for _, done, _ in seen] == sorted({done for _, done, _ in seen})
 
 
