@@ -23,6 +23,7 @@ from jaxinfer.models.progress import Progress
 from jaxinfer.models.rope import rope_angles, uses_local_rope
 from jaxinfer.models.weights import weight_shapes
 from jaxinfer.pallas_kernels.decode_attention.api import Softmax
+from jaxinfer.pallas_kernels.matmul.api import matmul
 from jaxinfer.pallas_kernels.matmul.norm import Tokens, divided
 from jaxinfer.sharding.mesh import TENSOR
 
@@ -328,8 +329,9 @@ class Decoder(nnx.Module):
 
     def _scores(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Scores of the part of the vocabulary that is here."""
-        head = self.embed[...].T if self.lm_head is None else self.lm_head[...]
-        scores = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        tied = self.lm_head is None
+        head = self.embed if self.lm_head is None else self.lm_head
+        scores = matmul(hidden, head[...], transposed=tied, out_dtype=jnp.float32)
         if (cap := self.config.final_softcap) is not None:
             scores = cap * jnp.tanh(scores / cap)
         return scores

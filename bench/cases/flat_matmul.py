@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 from bench.case import Implementation, OpCase
 from jaxinfer.pallas_kernels.device import current_device
@@ -38,7 +39,8 @@ def tiling(spec: MatmulSpec, name: str) -> Config | None:
 
 
 def _case(spec: MatmulSpec) -> OpCase:
-    options = {"transposed": spec.transposed, "gate": spec.gate}
+    reference_options = {"transposed": spec.transposed, "gate": spec.gate}
+    options: dict[str, Any] = reference_options | {"out_dtype": spec.out_dtype}
 
     def ours(name: str | None) -> Implementation:
         return Implementation(call=functools.partial(matmul, **options, implementation=name))
@@ -56,7 +58,7 @@ def _case(spec: MatmulSpec) -> OpCase:
         "matmul",
         specs,
         spec,
-        reference=functools.partial(matmul_reference, **options),
+        reference=functools.partial(matmul_reference, **reference_options),
         table={
             "dispatch": ours(None),
             "mosaic": ours("mosaic"),

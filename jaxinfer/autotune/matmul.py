@@ -39,7 +39,9 @@ class Matmul(Op[MatmulSpec, Config]):
 
     def heuristic(self, device: DeviceSpec, spec: MatmulSpec) -> Config | None:
         """See `config.heuristic`."""
-        choice = configs.heuristic(device, **_sizes(spec), transposed=spec.transposed)
+        choice = configs.heuristic(
+            device, **_sizes(spec), transposed=spec.transposed, cast=spec.cast
+        )
         return choice.config if choice.order[0] == "mosaic" else None
 
     def make_inputs(self, spec: MatmulSpec, key: jax.Array) -> tuple[jax.Array | None, ...]:
@@ -48,7 +50,7 @@ class Matmul(Op[MatmulSpec, Config]):
 
     def call(self, spec: MatmulSpec, **options: Any) -> Callable[..., jax.Array]:
         """The product."""
-        return functools.partial(matmul, **_options(spec), **options)
+        return functools.partial(matmul, **_options(spec), out_dtype=spec.out_dtype, **options)
 
     def reference(self, spec: MatmulSpec) -> Callable[..., Any]:
         """The product in float32."""

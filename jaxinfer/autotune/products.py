@@ -12,6 +12,7 @@ from jaxinfer.pallas_kernels.matmul.config import BUCKETS
 from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec
 from jaxinfer.progress import Progress
 
+HEAD = "head"
 PRESETS: dict[str, Callable[[], DecoderConfig]] = {
     DEFAULT: DecoderConfig.smollm2_135m,
     "llama-2-7b": DecoderConfig.llama2_7b,
@@ -42,9 +43,9 @@ def model_config(name: str, progress: Progress | None = None) -> DecoderConfig:
 
 
 def products(config: DecoderConfig, *, name: str, dtype: str) -> list[MatmulSpec]:
-    """What the layers of a decoder ask of `matmul`, at every number of tokens that is measured.
+    """What a decoder asks of `matmul`, at every number of tokens that is measured.
 
-    All layers are alike. The output head is no product of `matmul`: its scores are float32.
+    All layers are alike. The output head, `HEAD`, comes once per model.
 
     Args:
         config: The model's shape.
@@ -64,5 +65,15 @@ def products(config: DecoderConfig, *, name: str, dtype: str) -> list[MatmulSpec
                 model=name, part="gate_up", M=M, K=D, N=2 * F, gate=config.activation, dtype=dtype
             ),
             MatmulSpec(model=name, part="down", M=M, K=F, N=D, dtype=dtype),
+            MatmulSpec(
+                model=name,
+                part=HEAD,
+                M=M,
+                K=D,
+                N=config.vocab_size,
+                dtype=dtype,
+                cast=True,
+                transposed=config.tie_embeddings,
+            ),
         )
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jaxinfer.autotune.products import HEAD
 from jaxinfer.autotune.tune import Tuned
 from jaxinfer.pallas_kernels.matmul.config import BUCKETS
 
@@ -78,13 +79,13 @@ def _words(ranges: list[tuple[int, int]]) -> str:
 
 
 def products(tuned: Sequence[Tuned]) -> list[str]:
-    """A line for every product, and for the products of a layer together where all are there."""
+    """A line for every product, and for those of a layer together where all are there."""
     parts = list(dict.fromkeys(one.spec.part for one in tuned))
     ordered = [one for part in parts for one in tuned if one.spec.part == part]
     rows = [((one.spec.part, one.spec.M), _name(one, _product_tiling), [one]) for one in ordered]
     for M in sorted({one.spec.M for one in tuned}):
-        some = [one for one in tuned if one.spec.M == M]
-        if len(some) == len(parts) > 1:
+        some = [one for one in tuned if one.spec.M == M and one.spec.part != HEAD]
+        if len(some) == len(set(parts) - {HEAD}) > 1:
             rows.append((("layer", M), "", some))
     return _table(("product", "M"), rows)
 

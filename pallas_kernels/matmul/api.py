@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, DTypeLike, Float
 
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
@@ -31,6 +31,7 @@ def matmul(
     *,
     transposed: bool = False,
     gate: Gate | None = None,
+    out_dtype: DTypeLike | None = None,
     implementation: Implementation = None,
     config: Config | None = None,
 ) -> Float[Array, "*B out"]:
@@ -44,15 +45,16 @@ def matmul(
             returned.
         weight: `[K, N]`, or `[N, K]` if `transposed`; the dtype of x.
         bias: `[N]`, added to the product.
-        residual: The shape and dtype of the result, added to it at the end.
+        residual: The shape of the result and the dtype of x, added to it at the end.
         transposed: The weight is stored `[N, K]`.
         gate: The columns are two halves, and the result is `activation(first) · second`:
             `"silu"` or `"gelu_tanh"`.
+        out_dtype: Of the result: x's, which is the default, or float32.
         implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.
         config: Tiling of the Mosaic kernel; default: measured, else by heuristic.
 
     Returns:
-        `[…, N]`, or `[…, N/2]` with a gate, in the dtype of x.
+        `[…, N]`, or `[…, N/2]` with a gate, in `out_dtype`.
 
     Raises:
         ValueError: shapes that do not fit together, a gate that does not exist, or a config that
@@ -70,15 +72,19 @@ def matmul(
     (2, 2)
     """
     check(x, weight, bias, residual, transposed, gate)
+    dtype = jnp.dtype(x.dtype if out_dtype is None else out_dtype)
+    if dtype not in (x.dtype, jnp.float32):
+        raise ValueError(f"out_dtype must be float32 or that of x, {x.dtype}; got {dtype}")
     K, N = weight.shape[::-1] if transposed else weight.shape
     M, gated = math.prod(x.shape[:-1]), gate is not None
     choice = configs.choose_config(
-        current_device(), M=M, K=K, N=N, gated=gated, transposed=transposed
+        current_device(), M=M, K=K, N=N, gated=gated, transposed=transposed, cast=dtype != x.dtype
     )
     order = choice.order
     if isinstance(x, UndividedNorm) and choice.slower_us < DIVISION_US:
         order = ("mosaic", "xla")
-    arrays, options = (x, weight, bias, residual), {"transposed": transposed, "gate": gate}
+    arrays = (x, weight, bias, residual)
+    options: dict[str, Any] = {"transposed": transposed, "gate": gate, "out_dtype": dtype}
 
     def mosaic() -> jax.Array:
         return run_mosaic(*arrays, config=config, choice=choice, **options)[0]
@@ -100,6 +106,7 @@ def run_mosaic(
     *,
     transposed: bool,
     gate: Gate | None,
+    out_dtype: DTypeLike | None = None,
     config: Config | None,
     choice: configs.Preference,
 ) -> tuple[jax.Array, Any]:
@@ -111,7 +118,9 @@ def run_mosaic(
     M, device = math.prod(x.shape[:-1]), current_device()
     if config is not None and config.halves and rotation is None:
         raise ValueError("config.halves is for one launch with a rotation (project_rope_write)")
-    gated, tiles = gate is not None, 1 + (residual is not None) + (norm is not None)
+    dtype = jnp.dtype(x.dtype if out_dtype is None else out_dtype)
+    gated = gate is not None
+    tiles = dtype.itemsize // 2 + (residual is not None) + (norm is not None)
     if rotation is not None:
         wanted = config or choice.config
         heads = rotation.heads if wanted is None else rotation.heads_of(wanted)
@@ -130,7 +139,7 @@ def run_mosaic(
     with jax.enable_x64(False):  # loops of the kernel count in int32
         return matmul_mosaic(
             x, weight, bias, residual, norm, rotation, transposed=transposed, gate=gate,
-            config=tiling, num_sms=device.num_sms,
+            out_dtype=dtype, config=tiling, num_sms=device.num_sms,
         )  # fmt: skip
 
 

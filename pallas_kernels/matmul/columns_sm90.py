@@ -17,14 +17,15 @@ from jaxinfer.pallas_kernels.plgpu import pl
 def column_buffers(
     shape: Shape, dtype: Any, *, residual: jax.Array | None, norm: Norm | None
 ) -> Buffers:
-    """What `Columns` needs; arrays as of `matmul_mosaic`."""
+    """What `Columns` needs for a result of a dtype; arrays as of `matmul_mosaic`."""
     result = jax.ShapeDtypeStruct((shape.M, shape.out_n), dtype)
     tile = plgpu.SMEM((shape.rows, shape.config.block_n), dtype)
     inputs: dict[str, Any] = {}
     outputs, scratch = {"out": result}, {"out_smem": tile}
     if residual is not None:
         inputs["residual"] = residual.reshape(-1, shape.out_n)
-        scratch |= {"residual_smem": tile, "residual_ready": plgpu.Barrier()}
+        before = plgpu.SMEM((shape.rows, shape.config.block_n), residual.dtype)
+        scratch |= {"residual_smem": before, "residual_ready": plgpu.Barrier()}
     if norm is not None:
         inputs["norm"] = norm.weight
         scratch["values_smem"] = tile

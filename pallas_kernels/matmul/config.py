@@ -58,11 +58,11 @@ GRID = (
 )  # fmt: skip
 
 
-def key(*, M: int, K: int, N: int, gated: bool, transposed: bool) -> str:
+def key(*, M: int, K: int, N: int, gated: bool, transposed: bool, cast: bool = False) -> str:
     """Name of a product in tuning data; M in buckets, since neighbours behave alike."""
     bucket = next(size for size in BUCKETS if size >= M)
-    words = [f"m{bucket} k{K} n{N}", *["gated"] * gated, *["transposed"] * transposed]
-    return " ".join(words)
+    words = {"gated": gated, "transposed": transposed, "cast": cast}
+    return " ".join([f"m{bucket} k{K} n{N}", *(word for word, holds in words.items() if holds)])
 
 
 def least_gain_us(*, K: int, N: int) -> float:
@@ -76,7 +76,14 @@ def least_gain_us(*, K: int, N: int) -> float:
 
 
 def choose_config(
-    device: DeviceSpec, *, M: int, K: int, N: int, gated: bool, transposed: bool
+    device: DeviceSpec,
+    *,
+    M: int,
+    K: int,
+    N: int,
+    gated: bool,
+    transposed: bool,
+    cast: bool = False,
 ) -> Preference[Config]:
     """The measured choice for a product on a device, else the heuristic's; no tiling if none fits.
 
@@ -87,18 +94,27 @@ def choose_config(
         N: Columns of the weight, both halves of a gated one.
         gated: Whether the columns are pairs of gate and up.
         transposed: Whether the weight is `[N, K]`.
+        cast: Whether the result has another dtype than x.
     """
-    static = heuristic(device, M=M, K=K, N=N, gated=gated, transposed=transposed)
+    sizes = {"M": M, "K": K, "N": N, "gated": gated, "transposed": transposed, "cast": cast}
+    static = heuristic(device, **sizes)
     if M > MAX_ROWS or not device.is_hopper:
         return static
-    name = key(M=M, K=K, N=N, gated=gated, transposed=transposed)
+    name = key(**sizes)
     check = functools.partial(check_fits, device=device, M=M, gated=gated)
     read = functools.partial(parse, make=Config, default=static.config, check=check)
     return tuning.choice("matmul", device, name, read) or static
 
 
 def heuristic(
-    device: DeviceSpec, *, M: int, K: int, N: int, gated: bool, transposed: bool
+    device: DeviceSpec,
+    *,
+    M: int,
+    K: int,
+    N: int,
+    gated: bool,
+    transposed: bool,
+    cast: bool = False,
 ) -> Preference[Config]:
     """The choice where nothing was measured. Arguments as of `choose_config`."""
     if M > MAX_ROWS or not device.is_hopper:
@@ -106,7 +122,7 @@ def heuristic(
     # Large pairs of gate and up, with up to 8 tokens, take both within 7 % of the same time, either
     # way: there only a measurement prefers the kernel.
     close = gated and M <= 8 and 2 * K * N >= LARGE
-    first = not close and not transposed
+    first = not (close or transposed or cast)
     config = heuristic_config(device, M=M, K=K, N=N, gated=gated)
     return Preference(order=("mosaic", "xla") if first else ("xla",), config=config)
 

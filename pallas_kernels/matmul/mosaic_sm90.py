@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import DTypeLike
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.matmul.columns_sm90 import Columns, column_buffers
@@ -27,7 +28,9 @@ from jaxinfer.pallas_kernels.plgpu import pl
 
 
 # Layers that call alike share one trace and one lowering.
-@functools.partial(jax.jit, static_argnames=("transposed", "gate", "config", "num_sms"))
+@functools.partial(
+    jax.jit, static_argnames=("transposed", "gate", "out_dtype", "config", "num_sms")
+)
 def matmul_mosaic(
     x: Tokens,
     weight: jax.Array,
@@ -38,6 +41,7 @@ def matmul_mosaic(
     *,
     transposed: bool = False,
     gate: Gate | None = None,
+    out_dtype: DTypeLike | None = None,
     config: Config,
     num_sms: int,
 ) -> tuple[jax.Array, Any]:
@@ -67,7 +71,8 @@ def matmul_mosaic(
     if bias is not None:
         inputs["bias"] = bias
     if rotation is None:
-        ending = column_buffers(shape, dtype, residual=residual, norm=norm)
+        out = dtype if out_dtype is None else out_dtype
+        ending = column_buffers(shape, out, residual=residual, norm=norm)
     else:
         ending = head_buffers(shape, dtype, rotation)
     inputs |= ending.inputs

@@ -26,6 +26,7 @@ class MatmulSpec:
         residual: Whether there is a residual.
         transposed: As in the op.
         dtype: Of all arrays.
+        cast: The result is float32.
         tag: `"ci"` (seconds in the interpreter), `"primary"` (reported) or `"stress"`.
     """
 
@@ -39,6 +40,7 @@ class MatmulSpec:
     residual: bool = False
     transposed: bool = False
     dtype: str = "bfloat16"
+    cast: bool = False
     tag: Literal["ci", "primary", "stress"] = "primary"
 
     @property
@@ -49,14 +51,22 @@ class MatmulSpec:
         parts += ["bias"] if self.bias else []
         parts += ["residual"] if self.residual else []
         parts += ["transposed"] if self.transposed else []
+        parts += ["cast"] if self.cast else []
         parts += [self.dtype] if self.dtype != "bfloat16" else []
         return " ".join(parts)
 
     @property
     def tuning_key(self) -> str:
         """Name of the product in tuning data."""
-        gated = self.gate is not None
-        return tuning_key(M=self.M, K=self.K, N=self.N, gated=gated, transposed=self.transposed)
+        return tuning_key(
+            M=self.M, K=self.K, N=self.N, gated=self.gate is not None, transposed=self.transposed,
+            cast=self.cast,
+        )  # fmt: skip
+
+    @property
+    def out_dtype(self) -> str:
+        """Of the result."""
+        return "float32" if self.cast else self.dtype
 
 
 def make_inputs(
@@ -76,9 +86,10 @@ def make_inputs(
 def count_bytes(spec: MatmulSpec) -> int:
     """Fewest bytes a call must move: x, weight, bias and residual in, result out."""
     out = spec.M * (spec.N // 2 if spec.gate else spec.N)
-    elements = spec.M * spec.K + spec.K * spec.N + out
+    elements = spec.M * spec.K + spec.K * spec.N
     elements += (spec.N if spec.bias else 0) + (out if spec.residual else 0)
-    return jnp.dtype(spec.dtype).itemsize * elements
+    results = jnp.dtype(spec.out_dtype).itemsize * out
+    return jnp.dtype(spec.dtype).itemsize * elements + results
 
 
 def count_flops(spec: MatmulSpec) -> int:
@@ -124,6 +135,16 @@ SPECS: tuple[MatmulSpec, ...] = (
     *(spec for M in (1, 8, 16, 32, 64, 128) for spec in _LLAMA_3_8B(M)),
     *(spec for M in (1, 8, 64) for spec in _SMOLLM2(M)),
     *(spec for of in _OTHERS for M in (1, 8, 64) for spec in of(M, tag="stress")),
+    *(
+        # The output head, of tied weights as they lie in the table of embeddings.
+        MatmulSpec(model=model, part="head", M=M, K=K, N=N, transposed=tied, cast=True)
+        for model, K, N, tied in (
+            ("llama-3-8b", 4096, 128_256, False),
+            ("smollm2-135m", 576, 49_152, True),
+            ("gemma-3-270m", 640, 262_144, True),
+        )
+        for M in (1, 8, 64)
+    ),
     MatmulSpec(model="ci", M=8, K=128, N=128, tag="ci"),
     MatmulSpec(model="ci", M=1, K=192, N=192, bias=True, tag="ci"),
     MatmulSpec(model="ci", M=3, K=128, N=256, gate="silu", tag="ci"),
@@ -131,4 +152,6 @@ SPECS: tuple[MatmulSpec, ...] = (
     MatmulSpec(model="ci", M=12, K=64, N=256, gate="silu", bias=True, residual=True, tag="ci"),
     MatmulSpec(model="ci", M=17, K=128, N=384, gate="gelu_tanh", bias=True, tag="ci"),
     MatmulSpec(model="ci", M=16, K=256, N=320, transposed=True, dtype="float16", tag="ci"),
+    MatmulSpec(model="ci", M=3, K=128, N=192, transposed=True, cast=True, tag="ci"),
+    MatmulSpec(model="ci", M=9, K=128, N=256, gate="silu", cast=True, tag="ci"),
 )

@@ -36,11 +36,11 @@ def test_they_are_what_the_model_looks_up(monkeypatch, config):
 
 def test_every_bucket_has_every_product():
     specs = products(DecoderConfig.tiny(qkv_bias=True), name="tiny", dtype="float16")
-    parts = ("qkv", "o", "gate_up", "down")
+    parts = ("qkv", "o", "gate_up", "down", "head")
     assert [(spec.M, spec.part) for spec in specs] == [(M, p) for M in BUCKETS for p in parts]
     assert {spec.dtype for spec in specs} == {"float16"}
-    assert [spec.bias for spec in specs[:4]] == [True, False, False, False]
-    assert [spec.gate for spec in specs[:4]] == [None, None, "silu", None]
+    assert [spec.bias for spec in specs[:5]] == [True, False, False, False, False]
+    assert [spec.gate for spec in specs[:5]] == [None, None, "silu", None, None]
 
 
 def test_presets_need_no_files(monkeypatch):

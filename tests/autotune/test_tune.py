@@ -34,7 +34,7 @@ def run(tmp_path, monkeypatch):
 def choice(spec, M=None):
     return choose_config(
         H100, M=M or spec.M, K=spec.K, N=spec.N, gated=spec.gate is not None,
-        transposed=spec.transposed,
+        transposed=spec.transposed, cast=spec.cast,
     )  # fmt: skip
 
 
@@ -123,3 +123,5 @@ def test_gains_over_static_choices():
     times, gains = ["180.0", "200.0", "280.0"], ["11.1", "%", "55.6", "%", "11.1", "%"]
     assert lines[4] == ["layer", "1", *times, *gains]
     assert len(lines) == 5, "no sum where a product is missing"
+    with_head = [line.split() for line in report.products(found + tuned({1: 0.8}, part="head"))]
+    assert with_head[-1] == lines[4], "the head is no part of a layer"

@@ -38,7 +38,7 @@ def test_what_is_written_and_shown(clock, capsys, tmp_path):
     file, content = data(tmp_path / "tuning")
     assert content["command"] == "jaxinfer tune llama-3-8b"
     assert content["entries"]["m1 k4096 n28672 gated"]["us"] == {"xla": 100.0, "mosaic": 80.0}
-    assert len(content["entries"]) == 24
+    assert len(content["entries"]) == 30
     assert "qkv      flat kernel for M = 1, else XLA (M1 = 1, M2 = 2)" in out
     # The heuristic takes XLA for 1 token.
     assert "80.0   100.0       80.0    25.0 %        0.0 %          25.0 %" in out
@@ -52,8 +52,8 @@ def test_what_is_written_and_shown(clock, capsys, tmp_path):
     assert "JAXINFER_TUNING" not in out
     skipped = "decode_attention llama-3-8b b64 s131072: not measured, 32 GiB of keys and values\n"
     assert err.startswith(skipped)
-    assert "24 products of matmul on NVIDIA H100 80GB HBM3, about " in err
-    assert "tune matmul: 24 products in" in err
+    assert "30 products of matmul on NVIDIA H100 80GB HBM3, about " in err
+    assert "tune matmul: 30 products in" in err
     assert "11 calls of decode_attention on NVIDIA H100 80GB HBM3, about " in err
     assert "tune decode_attention: 11 calls in" in err
     assert "\x1b" not in err
@@ -98,7 +98,7 @@ def test_json_and_another_folder(clock, capsys, tmp_path):
     printed, err = capsys.readouterr()
     ops = json.loads(printed)["ops"]
     assert ops["matmul"]["file"] == str(data(out)[0])
-    assert len(ops["matmul"]["products"]) == 24
+    assert len(ops["matmul"]["products"]) == 30
     assert ops["matmul"]["products"][0]["part"] == "qkv"
     assert ops["matmul"]["kernel_for"]["down"] == [[1, 128]]
     assert ops["decode_attention"]["file"] == str(data(out, "decode_attention")[0])
@@ -125,14 +125,14 @@ def test_ctrl_c_keeps_what_was_measured(clock, capsys, tmp_path):
     err = capsys.readouterr().err
     file, content = data(tmp_path / "tuning")
     assert len(content["entries"]) == 3
-    assert f"3 of 24 products of matmul are kept in {file}\nerror: interrupted\n" in err
+    assert f"3 of 30 products of matmul are kept in {file}\nerror: interrupted\n" in err
 
 
 def test_ctrl_c_in_the_second_op_leaves_the_first_ones_report(clock, capsys, tmp_path):
-    clock(fail_at=26)
+    clock(fail_at=32)
     assert main(["tune", "llama-3-8b"]) == 130
     out, err = capsys.readouterr()
-    assert len(data(tmp_path / "tuning")[1]["entries"]) == 24
+    assert len(data(tmp_path / "tuning")[1]["entries"]) == 30
     file, content = data(tmp_path / "tuning", "decode_attention")
     assert len(content["entries"]) == 2
     assert f"written to {data(tmp_path / 'tuning')[0]}" in out
@@ -142,7 +142,7 @@ def test_ctrl_c_in_the_second_op_leaves_the_first_ones_report(clock, capsys, tmp
 def test_ctrl_c_before_anything_was_measured(clock, capsys, tmp_path):
     clock(fail_at=0)
     assert main(["tune", "llama-3-8b"]) == 130
-    assert "0 of 24 products of matmul were measured; nothing is written" in capsys.readouterr().err
+    assert "0 of 30 products of matmul were measured; nothing is written" in capsys.readouterr().err
     assert list((tmp_path / "tuning").iterdir()) == []
 
 
@@ -151,7 +151,7 @@ def test_a_wrong_result_is_one_line(clock, capsys):
     assert main(["tune", "llama-3-8b"]) == 1
     err = capsys.readouterr().err
     assert err.endswith("error: the kernel computes qkv wrongly\n")
-    assert "1 of 24 products of matmul are kept" in err
+    assert "1 of 30 products of matmul are kept" in err
 
 
 def test_what_the_kernel_cannot_compute_is_named(clock, capsys, tmp_path):
@@ -210,7 +210,7 @@ def test_info_says_which_files_decide(clock, capsys, tmp_path):
     capsys.readouterr()
     assert main(["info"]) == 0
     out = capsys.readouterr().out
-    mine = out.index(f"measured choices of matmul: 24 from {data(tmp_path / 'tuning')[0]}")
+    mine = out.index(f"measured choices of matmul: 30 from {data(tmp_path / 'tuning')[0]}")
     assert out.index("pallas_kernels/data", mine) > mine
     file = data(tmp_path / "tuning", "decode_attention")[0]
     assert f"measured choices of decode_attention: 11 from {file}" in out

@@ -15,18 +15,19 @@ _reference = jax.jit(matmul_reference, static_argnames=("transposed", "gate"))
 
 
 def options(spec: MatmulSpec) -> dict:
-    """Keyword arguments of the call."""
+    """Keyword arguments of the reference."""
     return {"transposed": spec.transposed, "gate": spec.gate}
 
 
 def call(spec: MatmulSpec, implementation: str | None, **more):
     """The op with a spec's options."""
-    return functools.partial(matmul, **options(spec), implementation=implementation, **more)
+    more = {"out_dtype": spec.out_dtype, "implementation": implementation} | more
+    return functools.partial(matmul, **options(spec), **more)
 
 
 def check(spec: MatmulSpec, arrays, got) -> None:
     """Fail unless the result agrees with the reference."""
-    assert got.dtype == spec.dtype
+    assert got.dtype == spec.out_dtype
     with quick_compilation():
         want = np.asarray(_reference(*arrays, **options(spec)))
     # A gate multiplies two numbers, which makes large ones; unit-scale data stay below 4.

@@ -185,3 +185,18 @@ def test_halves_are_for_heads(h100):
     x, weight = jnp.zeros((2, 64), jnp.bfloat16), jnp.zeros((64, 128), jnp.bfloat16)
     with pytest.raises(ValueError, match=r"config\.halves is for one launch with a rotation"):
         matmul(x, weight, implementation="mosaic", config=Config(block_k=64, halves=True))
+
+
+def test_a_result_in_float32_is_not_rounded():
+    x, weight = jnp.ones((2, 64), "bfloat16"), jnp.ones((64, 64), "bfloat16").at[0].set(1 / 3)
+    rounded, exact = matmul(x, weight), matmul(x, weight, out_dtype=jnp.float32)
+    assert (rounded.dtype, exact.dtype) == (jnp.bfloat16, jnp.float32)
+    assert exact[0, 0] == 63 + weight[0, 0].astype(jnp.float32) != rounded[0, 0]
+    residual = jnp.full((2, 64), 1 / 3, "bfloat16")
+    assert matmul(x, weight, None, residual, out_dtype=jnp.float32).dtype == jnp.float32
+
+
+def test_a_result_of_another_dtype_is_refused():
+    x, weight = jnp.ones((2, 64), "bfloat16"), jnp.ones((64, 64), "bfloat16")
+    with pytest.raises(ValueError, match="out_dtype must be float32 or that of x, bfloat16; got"):
+        matmul(x, weight, out_dtype=jnp.float16)
