@@ -276,8 +276,11 @@ def _ask_all(
     order: Sequence[str],
     verdicts: list[Verdict],
 ) -> Any:
-    """Record a verdict for each implementation; the result of the first that can serve."""
-    results, errors = [], []
+    """Record a verdict for each implementation; the result of the first that can serve.
+
+    Those of ops that an implementation calls come before.
+    """
+    results, errors, found = [], [], []
     for name in [*order, *(name for name in candidates if name not in order)]:
         reason, certain = "", True
         try:
@@ -286,9 +289,10 @@ def _ask_all(
             reason, certain = str(error), isinstance(error, NotSupported)
             errors.append(error)
         rank = order.index(name) if name in order else None
-        verdicts.append(
+        found.append(
             Verdict(op=op, implementation=name, rank=rank, reason=reason, certain=certain)
         )
+    verdicts += found
     if not results:
         raise ExceptionGroup(f"{op}: no implementation can serve this call", errors)
     return results[0]

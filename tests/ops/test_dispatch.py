@@ -216,6 +216,18 @@ def test_explain_asks_every_implementation():
     assert choices() == {}
 
 
+def test_verdicts_of_a_call_stay_together():
+    """Those of the ops that its implementations call come first."""
+
+    def outer():
+        return pick()
+
+    with explain() as verdicts:
+        choose("outer", None, {"outer": outer, "good": lambda: 1}, ("outer", "good"))
+    assert [verdict.op for verdict in verdicts[-2:]] == ["outer", "outer"]
+    assert "outer" not in {verdict.op for verdict in verdicts[:-2]}
+
+
 def test_explain_is_uncertain_about_errors_of_the_machine():
     def broken():
         raise RuntimeError("no such device")
