@@ -122,7 +122,9 @@ class LLM:
             num_gpu_blocks_override=num_gpu_blocks_override, steps_per_sync=steps_per_sync,
             seed=seed,
         )  # fmt: skip
-        decoder, self.tokenizer = load_pair(model, dtype, implementation, progress, mesh)
+        decoder, self.tokenizer = load_pair(
+            model, dtype, implementation, progress, mesh, max_model_len
+        )
         if self.tokenizer is not None:
             self.tokenizer.check_fits(decoder.config.vocab_size)
         modes, phi = softmax_of_layers(softmax, len(decoder.layers), decoder.embed[...].dtype)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jaxinfer.engine.sizing import context_length
 from jaxinfer.models.checkpoint.open import load_model, open_checkpoint
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
@@ -21,6 +22,7 @@ def load_pair(
     implementation: str | None,
     progress: Progress | None,
     mesh: str | Mesh | None = None,
+    max_model_len: int | None = None,
 ) -> tuple[Decoder, Tokenizer | None]:
     """A decoder and its tokenizer; arguments and errors as in `jaxinfer.LLM`."""
     if isinstance(model, tuple):
@@ -43,6 +45,7 @@ def load_pair(
     from jaxinfer.hub import resolve_model
 
     checkpoint = open_checkpoint(resolve_model(model, progress))
+    context_length(max_model_len, checkpoint.config)  # before weights are read
     tokenizer = checkpoint.tokenizer()
     check_implementation(implementation, part_of(checkpoint.config, mesh), jnp.dtype(dtype))
     decoder = load_model(checkpoint, dtype=jnp.dtype(dtype), progress=progress, mesh=mesh)

@@ -24,6 +24,7 @@ from jaxinfer.models.checkpoint.orbax import save_orbax
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.tokenizer.byte import byte_tokenizer
+from tests.cli.command import write_tiny_model
 from tests.engine.small import (
     GREEDY,
     alone,
@@ -406,6 +407,11 @@ class TestRefusals:
     def test_options(self, fields, match):
         with pytest.raises(ValueError, match=match):
             LLM((decoder(), None), **fields)
+
+    def test_a_context_is_refused_before_weights_are_read(self, monkeypatch, tmp_path):
+        monkeypatch.setattr("jaxinfer.loading.load_model", None)
+        with pytest.raises(ValueError, match=r"max_model_len must be at most \d+, the longest"):
+            LLM(str(write_tiny_model(tmp_path / "model")), max_model_len=10**6)
 
     def test_a_cache_that_the_device_refuses(self, monkeypatch):
         """Others may have taken the memory meanwhile."""

@@ -62,6 +62,9 @@ class Chat(Output):
 
             raise UsageError(f"{NO_CHAT_TEMPLATE}; use jaxinfer generate --raw")
         params = self.sampling.params(checkpoint.generation.sampling)
+        from jaxinfer.engine.sizing import context_length
+
+        context_length(self.model.max_model_len, checkpoint.config)  # before weights are read
         tokenizer.encode(self.system)  # what is no text is refused once, not at every question
         llm = start_engine(checkpoint, tokenizer, self.model, reporter)
         talk = Conversation(llm, tokenizer, params, reporter, system=self.system)

@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 
+from jaxinfer.models.errors import CheckpointError
+
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT, + SIGTERM, as shells have it
@@ -80,8 +82,9 @@ def one_line(error: BaseException) -> str:
         text = ": ".join(part for part in (error.filename, error.strerror) if part)
     elif not ours and type(error) not in (ValueError, RuntimeError, NotImplementedError):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
-    text = _OPTION.sub(lambda found: "--" + found[0].replace("_", "-"), text)
-    text = _WORD.sub(lambda found: "--" + found[0], text)
+    if not isinstance(error, CheckpointError):  # the names in one are a file's
+        text = _OPTION.sub(lambda found: "--" + found[0].replace("_", "-"), text)
+        text = _WORD.sub(lambda found: "--" + found[0], text)
     return text or f"{type(error).__name__} (--debug shows where)"
 
 

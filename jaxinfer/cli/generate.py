@@ -81,7 +81,9 @@ class Generate(Output):
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(model.model, reporter)
         params = self.sampling.params(checkpoint.generation.sampling)
-        limit = model.context(checkpoint.config.max_position_embeddings)
+        from jaxinfer.engine.sizing import context_length
+
+        limit = context_length(model.max_model_len, checkpoint.config)
         as_chat = self._as_chat(tokenizer, reporter)
         ids = self._tokens(tokenizer, prompts, as_chat=as_chat, limit=limit)
         streams = len(prompts) == 1 and not self.json and not self.no_stream

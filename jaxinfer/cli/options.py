@@ -93,22 +93,6 @@ class Model:
             num_gpu_blocks_override=self.num_gpu_blocks_override,
         )
 
-    def context(self, longest: int) -> int:
-        """Longest prompt plus answer, tokens, before weights are read and the cache is made.
-
-        Args:
-            longest: The model's own.
-
-        Raises:
-            ValueError: the option is more than that.
-        """
-        if self.max_model_len is not None and self.max_model_len > longest:
-            raise ValueError(
-                f"max_model_len must be at most {longest}, the longest context this model was "
-                f"trained for; got {self.max_model_len}"
-            )
-        return self.max_model_len or longest
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:

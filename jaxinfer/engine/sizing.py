@@ -20,6 +20,21 @@ _CPU_CACHE_BYTES = 1 << 30
 _LONGEST_BY_DEFAULT = 32_768
 
 
+def context_length(max_model_len: int | None, config: DecoderConfig) -> int:
+    """Longest prompt plus answer, tokens: what was asked for, else all that the model has.
+
+    Raises:
+        ValueError: more than the model has was asked for.
+    """
+    longest = config.max_position_embeddings
+    if max_model_len is not None and max_model_len > longest:
+        raise ValueError(
+            f"max_model_len must be at most {longest}, the longest context this model was "
+            f"trained for; got {max_model_len}"
+        )
+    return max_model_len or longest
+
+
 def choose_sizes(
     model: Decoder,
     *,
@@ -49,12 +64,7 @@ def choose_sizes(
     )  # fmt: skip
     config = model.config
     on_cpu = jax.default_backend() == "cpu"
-    longest = config.max_position_embeddings
-    if max_model_len is not None and max_model_len > longest:
-        raise ValueError(
-            f"max_model_len must be at most {longest}, the longest context this model was "
-            f"trained for; got {max_model_len}"
-        )
+    longest = context_length(max_model_len, config)
     rows = max_num_seqs or (8 if on_cpu else 64)
     shares = 1 if model.parallel is None else model.parallel.seq
     # A device computes one share of a call's tokens, so that it takes as many to fill it.

@@ -129,10 +129,11 @@ def test_what_is_too_long_is_said_before_weights_are_read(fails, tiny, monkeypat
     assert fails("generate", long, *model).startswith(message)
     assert fails("generate", long, "--json", *model).startswith(message)
     assert fails("generate", "Hi", long, *model).startswith(f"prompt 2: {message}")
-    assert fails("generate", "Hi", *model, "--max-model-len", "513") == (
-        "--max-model-len must be at most 512, the longest context this model was trained for; "
-        "got 513"
-    )
+    for command in (("generate", "Hi"), ("chat",)):
+        assert fails(*command, "--model", tiny, "--max-model-len", "513") == (
+            "--max-model-len must be at most 512, the longest context this model was trained for; "
+            "got 513"
+        )
 
 
 def test_one_of_several_prompts_is_named(fails, tiny):
