@@ -118,8 +118,7 @@ def logits(model: Decoder, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]
 def check_capacity(cache: PagedKVCache, num_tokens: int) -> None:
     """Raise if a row cannot take `num_tokens` more tokens; outside of `jax.jit`.
 
-    Inside a compiled function nothing can be raised: tokens past a row's pages would overwrite
-    its last page.
+    Inside a compiled function nothing can be raised: tokens past a row's pages are written nowhere.
 
     Raises:
         ContextLengthError: a row would exceed `cache.max_len`.

@@ -289,9 +289,7 @@ def _ask_all(
             reason, certain = str(error), isinstance(error, NotSupported)
             errors.append(error)
         rank = order.index(name) if name in order else None
-        found.append(
-            Verdict(op=op, implementation=name, rank=rank, reason=reason, certain=certain)
-        )
+        found.append(Verdict(op=op, implementation=name, rank=rank, reason=reason, certain=certain))
     verdicts += found
     if not results:
         raise ExceptionGroup(f"{op}: no implementation can serve this call", errors)

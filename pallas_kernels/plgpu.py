@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax._src.pallas.mosaic_gpu import core as _mgpu_core
+from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import (
+    reset_gpu_interpret_mode_state,
+)
 from jax.experimental import pallas as pl
 from jax.experimental.mosaic import gpu as _mosaic
 from jax.experimental.pallas import mosaic_gpu as _mgpu
@@ -251,6 +254,7 @@ def interpret(spec: DeviceSpec = H100, *, detect_races: bool = True) -> Iterator
             yield
     finally:
         _interpreting.pop()
+        reset_gpu_interpret_mode_state()  # a kernel that failed leaves what it knows of races
 
 
 def lower_for_cuda(function, *args, spec: DeviceSpec = H100, **kwargs) -> str:

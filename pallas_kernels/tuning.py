@@ -9,12 +9,12 @@ it has nothing either, the op's heuristic. That an op has neither file is a warn
 which there could be one.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -29,6 +29,7 @@ FORMAT = 1
 
 _ignored: set[tuple[str, str]] = set()
 _without: set[str] = set()  # ops of which it was said that they have no file
+_making: list[bool] = []
 
 
 def files(op: str, device: DeviceSpec) -> list[Traversable]:
@@ -45,7 +46,7 @@ def load(file: Traversable) -> dict[str, dict[str, Any]]:
     try:
         if not file.is_file():
             return {}
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             raise ValueError(f"format must be {FORMAT}; got {content['format']}")
         entries = dict(content["entries"])
@@ -62,10 +63,10 @@ def lookup(op: str, device: DeviceSpec, key: str) -> list[tuple[str, dict[str, A
     """Names of files and the entries that they have for `key`, the one that counts first.
 
     That there is no file is a warning, once for an op: on Hopper GPUs, for whose kernels there are
-    choices, unless this process measures them.
+    choices, unless they are `being_made`.
     """
     known = files(op, device)
-    if device.is_hopper and op not in _without and not _measures() and not any(map(_exists, known)):
+    if device.is_hopper and op not in _without and not _making and not any(map(_exists, known)):
         _without.add(op)
         logger.warning(
             "%s has no tuning table for %s (there is no %s): a heuristic decides, and "
@@ -75,9 +76,14 @@ def lookup(op: str, device: DeviceSpec, key: str) -> list[tuple[str, dict[str, A
     return [(str(file), entries[key]) for file in known if key in (entries := load(file))]
 
 
-def _measures() -> bool:
-    """Whether this process makes tuning data: all that does loads this module, nothing else."""
-    return "jaxinfer.autotune.tune" in sys.modules
+@contextlib.contextmanager
+def being_made() -> Iterator[None]:
+    """Inside, nothing is said of files that do not exist."""
+    _making.append(True)
+    try:
+        yield
+    finally:
+        _making.pop()
 
 
 def _exists(file: Traversable) -> bool:

@@ -110,7 +110,8 @@ def tune(
         progress(spec.name, done, len(plan.tilings))
         key = spec.tuning_key
         if key not in known:
-            known[key] = measure(op, spec, tilings)
+            with tuning.being_made():
+                known[key] = measure(op, spec, tilings)
         times = known[key]
         entry = decide(times.xla_us, times.kernel_us, least_gain_us=op.least_gain_us(spec))
         tuning.save(folder, op.name, device, {key: entry}, command)

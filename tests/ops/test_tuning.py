@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import sys
 
 import pytest
 
@@ -20,7 +19,6 @@ def data(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning.resources, "files", lambda package: tmp_path)
     monkeypatch.setattr(tuning, "_ignored", set())
     monkeypatch.setattr(tuning, "_without", set())
-    monkeypatch.delitem(sys.modules, "jaxinfer.autotune.tune", raising=False)
     monkeypatch.setenv("JAXINFER_TUNING", str(tmp_path / "mine"))
     tuning.load.cache_clear()
 
@@ -83,12 +81,12 @@ def test_devices_without_choices_need_no_table(data, caplog, device):
     assert not caplog.messages
 
 
-def test_what_measures_misses_no_table(data, caplog, monkeypatch):
-    from jaxinfer.autotune import tune
-
-    monkeypatch.setitem(sys.modules, tune.__name__, tune)
-    tuning.lookup("op", H100, "b1")
+def test_who_makes_a_table_does_not_miss_it(data, caplog):
+    with tuning.being_made():
+        tuning.lookup("op", H100, "b1")
     assert not caplog.messages
+    tuning.lookup("op", H100, "b1")
+    assert len(caplog.messages) == 1
 
 
 def test_commands_that_measure_nothing_miss_it(data, caplog, capsys):
