@@ -2,13 +2,12 @@
 
 import functools
 import math
-import operator
 from typing import Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxinfer.pallas_kernels.arguments import check_softcap, window_sides
 from jaxinfer.pallas_kernels.attention.config import preferred
 from jaxinfer.pallas_kernels.attention.cudnn import attention_cudnn
 from jaxinfer.pallas_kernels.attention.cudnn_residual import attention_cudnn_residual
@@ -23,7 +22,6 @@ from jaxinfer.pallas_kernels.dispatch import Implementation, choose
 from jaxinfer.pallas_kernels.observe import notify
 
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
-_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _FAR = 2**30  # No position is so far from another, and int32 has room for a position beside it.
 
 
@@ -155,33 +153,6 @@ def attention(
     order = preferred(device, head_dim=query.shape[-1])
     out, lse = choose("attention", implementation, candidates, order)
     return (out, lse) if return_residual else out
-
-
-def window_sides(window: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """Left and right of a `local_window_size`, or None where there is none.
-
-    Raises:
-        ValueError: sides that are not two, or negative.
-        TypeError: sides that are no integers.
-    """
-    if window is None:
-        return None
-    sides = window if isinstance(window, tuple | list) else (window, window)
-    if len(sides) != 2:
-        raise ValueError(f"local_window_size must be an int or (left, right); got {window}")
-    try:
-        left, right = (operator.index(side) for side in sides)
-    except TypeError as error:
-        raise TypeError(f"local_window_size must be of integers; got {window!r}") from error
-    if left < 0 or right < 0:
-        raise ValueError(f"local_window_size must not be negative; got {window}")
-    return left, right
-
-
-def check_softcap(softcap: float | None) -> None:
-    """Raise ValueError for a soft cap by which float32 cannot divide and multiply."""
-    if softcap is not None and not _TINY <= softcap <= _HUGE:
-        raise ValueError(f"logits_softcap must be positive and finite in float32; got {softcap}")
 
 
 def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | None]:

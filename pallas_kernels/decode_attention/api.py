@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
-from jaxinfer.pallas_kernels.attention.api import check_softcap, window_sides
+from jaxinfer.pallas_kernels.arguments import check_softcap, window_sides
 from jaxinfer.pallas_kernels.debug import checked_table
 from jaxinfer.pallas_kernels.decode_attention import config as configs
 from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout, cut, sizes
