@@ -157,7 +157,7 @@ class OpCase:
             tag=spec.tag,
             flops=specs.count_flops(spec),
             bytes=specs.count_bytes(spec),
-            dtype=spec.dtype,
+            dtype=getattr(spec, "out_dtype", spec.dtype),
             make_inputs=functools.partial(specs.make_inputs, spec),
             reference=reference,
             table=table,

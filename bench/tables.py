@@ -45,13 +45,13 @@ def update_all(*, write: bool, root: Path = REPOSITORY, results: Path = RESULTS)
     """
     changed = {}
     for path in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         new = regenerate(text, where=str(path.relative_to(root)), results=results)
         if new != text:
             changed[path] = new
     if write:
         for path, text in changed.items():
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
     return list(changed)
 
 

@@ -19,7 +19,7 @@ COMMAND = "python -m bench run --op flat_matmul --save && python -m bench tune"
 def tune_matmul(measured: list[rows.Row]) -> dict[str, dict[str, Any]]:
     """What is chosen for every measured product, by the chooser's key.
 
-    Models that share a product share the key: of their cases, the one with most tilings counts.
+    Models that share a product share the key: of their cases, the one with the most tilings counts.
     """
     specs = {spec.name: spec for spec in SPECS}
     xla_us: dict[str, float] = {}

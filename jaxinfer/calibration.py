@@ -157,7 +157,7 @@ class SoftmaxCalibration:
         """
         content = json.dumps({"format": FORMAT, **self.as_dict()}, indent=1)
         with _scratch(path) as scratch:
-            scratch.write_text(content + "\n")
+            scratch.write_text(content + "\n", encoding="utf-8")
             scratch.replace(path)
 
     def as_dict(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class SoftmaxCalibration:
             ValueError: it is not a calibration, or its verdict is not that of its numbers.
         """
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
             if content.pop("format") != FORMAT:
                 raise ValueError("another format")
             written = content.pop("layers")

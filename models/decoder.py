@@ -298,6 +298,7 @@ class Decoder(nnx.Module):
         rows = tokens.shape[0] * self.part.num_kv_heads
         counters = jax.new_ref(jnp.zeros((rows,), jnp.int32)) if tokens.shape[1] == 1 else None
         for i, layer in enumerate(self.layers):
+            # Attention may ask for them ahead.
             later = [following.attention.qkv_proj[...] for following in self.layers[i + 1 : i + 2]]
             local = bool(config.local_layers) and config.local_layers[i]
             x, normed, k_pages[i], v_pages[i] = layer(

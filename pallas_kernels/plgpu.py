@@ -83,7 +83,6 @@ __all__ = [
     "kernel",
     "layout_cast",
     "load",
-    "load_along_columns",
     "lower_for_cuda",
     "pl",
     "prefetch_to_l2",
@@ -120,26 +119,13 @@ def store(ref, value: jax.Array, *, optimized: bool = True) -> None:
 
 
 def store_transposed(smem, value: jax.Array) -> None:
-    """`smem = valueᵀ` for a value in wgmma's layout, which that costs no exchange of registers.
+    """`smem = valueᵀ`. From wgmma's layout that takes shuffles, but no way through other memory.
 
     Args:
         smem: `[rows, columns]` in shared memory.
         value: `[columns, rows]`.
     """
     store(smem.T, layout_cast(value, Layout.WGMMA_TRANSPOSED), optimized=False)
-
-
-def load_along_columns(gmem, begin, shape: tuple[int, ...]) -> jax.Array:
-    """A number for each of a tile's columns, float32, the same for all tokens.
-
-    Args:
-        gmem: One for each column of the result.
-        begin: Column at which the tile begins.
-        shape: `[columns, tokens]` of the tile.
-    """
-    part = gmem.at[pl.ds(begin, shape[0])]
-    values = load(part, layout=Layout.WGMMA.reduce(1), optimized=False)
-    return lax.broadcast_in_dim(values.astype(jnp.float32), shape, [0])
 
 
 def rows_past_the_end(index, rows: int):

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
-from jaxinfer.pallas_kernels.dispatch import choose
+from jaxinfer.pallas_kernels.dispatch import NotSupported, choose
 from jaxinfer.pallas_kernels.plgpu import pl
 
-PREFERRED = ("none", "mosaic")  # not measured yet
+PREFERRED = ("none", "ask")  # not measured yet
 _MOST_BYTES = 16 << 20  # what an H200 reads in 4 µs; a third of its cache
 _BLOCK = 128  # rows
 
@@ -23,19 +23,24 @@ _BLOCK = 128  # rows
 def choose_prefetch(arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """What a kernel asks for ahead: those of the arrays for which there is time, or none.
 
-    `"prefetch=mosaic"` forces the former, `"prefetch=none"` the latter.
+    `"prefetch=ask"` forces the former, `"prefetch=none"` the latter.
 
     Args:
         arrays: `[rows, columns]` each, in the order in which they will be read.
+
+    Raises:
+        NotSupported: asking is forced, in the interpreter.
     """
-    if not arrays or plgpu.interpreting():
+    if not arrays:
         return ()
 
-    def mosaic() -> tuple[jax.Array, ...]:
+    def ask() -> tuple[jax.Array, ...]:
+        if plgpu.interpreting():
+            raise NotSupported("prefetch", "ask", "the interpreter")
         parts = zip(arrays, plan_prefetch(arrays), strict=True)
         return tuple(array for array, part in parts if part.wanted)
 
-    return choose("prefetch", None, {"mosaic": mosaic, "none": tuple}, PREFERRED)
+    return choose("prefetch", None, {"ask": ask, "none": tuple}, PREFERRED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

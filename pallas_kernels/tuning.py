@@ -151,7 +151,7 @@ def save(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
-        part.write_text(json.dumps(content, indent=1) + "\n")
+        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -165,7 +165,7 @@ def _entries_of(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        version = json.loads(path.read_text())["format"]
+        version = json.loads(path.read_text(encoding="utf-8"))["format"]
     except (ValueError, KeyError, TypeError):
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)

@@ -422,7 +422,7 @@ def test_a_result_that_cannot_be_written_is_refused_before_loading(found, capsys
 
 
 def test_a_result_that_cannot_be_written_afterwards(tmp_path, capsys, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scratch")
 
     monkeypatch.setattr(Path, "write_text", full)

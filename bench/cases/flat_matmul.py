@@ -27,8 +27,10 @@ def tiling(spec: MatmulSpec, name: str) -> Config | None:
     """The tiling of a name in `TILINGS` for a spec, on this device; None if it does not suit."""
 
     def of(tiling: Tiling) -> Config | None:
-        gated = spec.gate is not None
-        return fit(current_device(), tiling, M=spec.M, K=spec.K, N=spec.N, gated=gated)
+        return fit(
+            current_device(), tiling, M=spec.M, K=spec.K, N=spec.N, gated=spec.gate is not None,
+            cast=spec.cast,
+        )  # fmt: skip
 
     wanted = TILINGS[name]
     config = of(wanted)

@@ -22,7 +22,7 @@ MOST_BYTES = 8 << 30
 
 
 class DecodeAttention(Op[DecodeSpec, Config]):
-    """`decode_attention`: full pages, which no cache holds any more."""
+    """`decode_attention`: full pages, read from memory: the L2 cache is flushed between calls."""
 
     name, unit = "decode_attention", "calls"
     # To compile one took 2 to 3.5 s on machines with an H100 and an H200 (`compile_s` in

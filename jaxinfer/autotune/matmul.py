@@ -18,7 +18,7 @@ from jaxinfer.pallas_kernels.matmul.specs import MatmulSpec, make_inputs
 
 
 class Matmul(Op[MatmulSpec, Config]):
-    """`matmul`: a weight that no cache holds any more."""
+    """`matmul`: the weight is read from memory, since the L2 cache is flushed between calls."""
 
     name, unit = "matmul", "products"
     # To compile one took 0.4 to 0.75 s on a machine with an H100 (`compile_s` in bench/results);
@@ -26,7 +26,7 @@ class Matmul(Op[MatmulSpec, Config]):
     seconds = 1.0
 
     def specs(self, config: DecoderConfig, *, model: str, dtype: str) -> list[MatmulSpec]:
-        """The products of a layer at every number of tokens that is measured."""
+        """The products of a layer and the output head, at every number of tokens measured."""
         return products(config, name=model, dtype=dtype)
 
     def least_gain_us(self, spec: MatmulSpec) -> float:
@@ -39,9 +39,7 @@ class Matmul(Op[MatmulSpec, Config]):
 
     def heuristic(self, device: DeviceSpec, spec: MatmulSpec) -> Config | None:
         """See `config.heuristic`."""
-        choice = configs.heuristic(
-            device, **_sizes(spec), transposed=spec.transposed, cast=spec.cast
-        )
+        choice = configs.heuristic(device, **_sizes(spec), transposed=spec.transposed)
         return choice.config if choice.order[0] == "mosaic" else None
 
     def make_inputs(self, spec: MatmulSpec, key: jax.Array) -> tuple[jax.Array | None, ...]:
@@ -62,7 +60,8 @@ class Matmul(Op[MatmulSpec, Config]):
 
 
 def _sizes(spec: MatmulSpec) -> dict[str, Any]:
-    return {"M": spec.M, "K": spec.K, "N": spec.N, "gated": spec.gate is not None}
+    gated = spec.gate is not None
+    return {"M": spec.M, "K": spec.K, "N": spec.N, "gated": gated, "cast": spec.cast}
 
 
 def _options(spec: MatmulSpec) -> dict[str, Any]:

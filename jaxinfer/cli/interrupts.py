@@ -122,11 +122,18 @@ class _Termination:
 
     def lost(self, report: "sys.UnraisableHookArgs") -> None:
         """Stands for `sys.unraisablehook`, to the end of the process."""
-        if report.exc_type is SystemExit:
-            self.is_lost = True
-            again = threading.Timer(_AGAIN_S, _thread.interrupt_main, [signal.SIGTERM])
-            again.daemon = True
-            again.start()
+        while report.exc_type is SystemExit:
+            try:
+                self._repeat_soon()
+                return
+            except SystemExit:  # the next one came in here, where it would be lost too
+                continue
+
+    def _repeat_soon(self) -> None:
+        self.is_lost = True
+        again = threading.Timer(_AGAIN_S, _thread.interrupt_main, [signal.SIGTERM])
+        again.daemon = True
+        again.start()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -21,7 +21,7 @@ _LONGEST_BY_DEFAULT = 32_768
 
 
 def context_length(max_model_len: int | None, config: DecoderConfig) -> int:
-    """Longest prompt plus answer, tokens: what was asked for, else all that the model has.
+    """Longest prompt plus answer, tokens: what was asked for, else the model's, up to a bound.
 
     Raises:
         ValueError: more than the model has was asked for.
@@ -32,7 +32,7 @@ def context_length(max_model_len: int | None, config: DecoderConfig) -> int:
             f"max_model_len must be at most {longest}, the longest context this model was "
             f"trained for; got {max_model_len}"
         )
-    return max_model_len or longest
+    return max_model_len or min(longest, _LONGEST_BY_DEFAULT)
 
 
 def choose_sizes(
@@ -64,14 +64,13 @@ def choose_sizes(
     )  # fmt: skip
     config = model.config
     on_cpu = jax.default_backend() == "cpu"
-    longest = context_length(max_model_len, config)
+    length = context_length(max_model_len, config)
     rows = max_num_seqs or (8 if on_cpu else 64)
     shares = 1 if model.parallel is None else model.parallel.seq
     # A device computes one share of a call's tokens, so that it takes as many to fill it.
     tokens = max_num_batched_tokens or shares * default_batched_tokens()
     page_size = shares * block_size
     dtype = model.embed[...].dtype
-    length = max_model_len or min(longest, _LONGEST_BY_DEFAULT)
     pages = num_gpu_blocks_override
     if pages is None:
         wanted = rows * -(-length // page_size)

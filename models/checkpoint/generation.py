@@ -14,8 +14,9 @@ _FILTERS = ("top_k", "top_p", "min_p")
 def recommended_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of `SamplingParams` out of those of `generation_config.json`.
 
-    As at Hugging Face, `do_sample: false` is greedy whatever else is given, and sampling has the
-    temperature 1 where none is given.
+    `do_sample: false` is greedy whatever else is given. Where it is absent, a temperature or a
+    filter says that tokens are to be drawn, which Hugging Face would not do. The temperature is 1
+    where tokens are drawn and none is given. Hugging Face's default `top_k` of 50 is not taken.
 
     Args:
         values: The file's; null is as good as absent.

@@ -62,9 +62,11 @@ def _ends(
 
     bos = config.get("bos_id", index("bos_token"))
     bos = extra.get("bos_token_id") if bos is None else bos
-    [begin] = token_ids(bos, "bos_token_id") or (None,)
+    begin = token_ids(bos, "bos_token_id")
+    if len(begin) > 1:
+        raise ValueError(f"bos_token_id must be one token id; got {bos!r:.80}")
     eos = config.get("eos_ids", extra.get("eos_token_id", index("eos_token")))
-    return begin, token_ids(eos, "eos_token_id")
+    return next(iter(begin), None), token_ids(eos, "eos_token_id")
 
 
 def _template(folder: Path, config: dict[str, Any]) -> str | None:

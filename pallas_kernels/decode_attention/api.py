@@ -118,7 +118,7 @@ def decode_attention(
             follow each other, such as those of the layers of a step, may share one: each call
             without takes a launch more to set its own to zero.
         prefetch: Matrices that will be read next, in order, such as the weights of the products
-            that follow. Where `"prefetch=mosaic"` is forced, `mosaic` asks for up to 16 MiB of them
+            that follow. Where `"prefetch=ask"` is forced, `mosaic` asks for up to 16 MiB of them
             to be brought into the L2 cache once its own last keys are on their way. Results do not
             depend on it.
         implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.

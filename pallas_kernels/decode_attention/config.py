@@ -26,7 +26,7 @@ GRID = (
     Config(block=256, stages=2), Config(block=256, stages=3),
 )  # fmt: skip
 _MOST_REGISTERS = 192  # of what `Config.registers` counts: addresses and masks need some too
-_SPILLING = 64  # from here on, blocks of 128 keys make ptxas spill more than a few bytes
+_SPILLING = 64  # above this, blocks of 128 keys make ptxas spill more than a few bytes
 
 # Bytes of keys and values that a CTA asks for ahead. Fewer do not hide the way from memory; more
 # are spread over more of it, which then reads more slowly, at 192 KiB by 2 to 3 % (the op's note).
@@ -104,9 +104,9 @@ def check_fits(config: Config, device: DeviceSpec, *, rows: int, head_dim: int) 
 
 
 def heuristic_config(device: DeviceSpec, *, rows: int, head_dim: int) -> Config:
-    """Blocks of 128 keys if two fit, else of 64; stages for `_RING` bytes, at least two.
+    """Blocks of 128 keys if two fit and leave registers for the rows, else as many of 64.
 
-    With many rows a block of 128 leaves too few registers, and as many of 64 are in flight.
+    As many as `_RING` bytes hold of 128 keys, at least two.
 
     Args:
         device: What the call runs on.

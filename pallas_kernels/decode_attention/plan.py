@@ -45,7 +45,7 @@ class Bounded:
     capacity: int
 
     def __getitem__(self, request: Scalar) -> Scalar:
-        """Of a request."""
+        """Length of a request, bounded."""
         return lax.clamp(_int(0), self.lengths[request], _int(self.capacity))
 
 

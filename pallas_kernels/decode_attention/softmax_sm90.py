@@ -158,7 +158,8 @@ def scaled(shape: Shape, logits):
     """Logits in base 2: scale, soft cap and log2(e) applied."""
     if shape.softcap is None:
         return logits * (shape.scale * LOG2E)
-    # The hardware's tanh is off by up to 2^-11, of a cap of 50 by 2.5 % of a weight; 2^x is not.
+    # The hardware's tanh is off by up to 2^-11, which with a cap of 50 changes a weight by 2.5 %;
+    # its 2^x is exact enough.
     growth = jnp.exp2(logits * (2 * LOG2E * shape.scale / shape.softcap))
     return (1.0 - 2.0 / (1.0 + growth)) * (shape.softcap * LOG2E)
 

@@ -57,14 +57,14 @@ def matmul(
         `[…, N]`, or `[…, N/2]` with a gate, in `out_dtype`.
 
     Raises:
-        ValueError: shapes that do not fit together, a gate that does not exist, or a config that
-            needs more shared memory than the device has.
+        ValueError: shapes that do not fit together, a gate or an `out_dtype` that there is not, or
+            a config that needs more shared memory or registers than there are.
         TypeError: dtypes that differ.
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
 
     Numerics: accumulated in float32. `mosaic` rounds once, after all that follows; `xla` rounds the
-    product before.
+    product to `out_dtype` before.
 
     Memory: `mosaic` reads the weight once, and the tokens once per CTA (from the L2 cache).
 

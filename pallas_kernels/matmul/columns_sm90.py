@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.matmul.buffers import Buffers
@@ -79,7 +80,7 @@ class Columns:
         sums = None
         if "norm" in arrays:
             rounded = result.astype(jnp.float32)
-            weight = plgpu.load_along_columns(arrays["norm"], column, rounded.shape)
+            weight = load_along_columns(arrays["norm"], column, rounded.shape)
             plgpu.store_transposed(arrays["values_smem"], (rounded * weight).astype(out_smem.dtype))
             sums = (rounded * rounded).sum(axis=0)
         plgpu.commit_smem()
@@ -98,3 +99,16 @@ class Columns:
 
     def _columns(self, column):
         return pl.ds(column, self._shape.config.block_n)
+
+
+def load_along_columns(gmem, begin, shape: tuple[int, ...]) -> jax.Array:
+    """A number for each of a tile's columns, float32, the same for all tokens.
+
+    Args:
+        gmem: One for each column of the result.
+        begin: Column at which the tile begins.
+        shape: `[columns, tokens]` of the tile.
+    """
+    part = gmem.at[pl.ds(begin, shape[0])]
+    values = plgpu.load(part, layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
+    return lax.broadcast_in_dim(values.astype(jnp.float32), shape, [0])

@@ -101,7 +101,7 @@ def choose_config(
     if M > MAX_ROWS or not device.is_hopper:
         return static
     name = key(**sizes)
-    check = functools.partial(check_fits, device=device, M=M, gated=gated)
+    check = functools.partial(check_fits, device=device, M=M, gated=gated, tiles=1 + cast)
     read = functools.partial(parse, make=Config, default=static.config, check=check)
     return tuning.choice("matmul", device, name, read) or static
 
@@ -123,7 +123,7 @@ def heuristic(
     # way: there only a measurement prefers the kernel.
     close = gated and M <= 8 and 2 * K * N >= LARGE
     first = not (close or transposed or cast)
-    config = heuristic_config(device, M=M, K=K, N=N, gated=gated)
+    config = heuristic_config(device, M=M, K=K, N=N, gated=gated, cast=cast)
     return Preference(order=("mosaic", "xla") if first else ("xla",), config=config)
 
 
@@ -133,9 +133,9 @@ def check_fits(
     """Raise ValueError if a tiling needs more shared memory or registers than there are."""
     if config.accumulators(M, gated=gated) > MAX_ACCUMULATORS:
         raise ValueError(
-            f"config must leave registers: sums take at most {MAX_ACCUMULATORS} per thread; got "
-            f"{config}, whose take {config.accumulators(M, gated=gated)} for {M} tokens: use a "
-            f"smaller block_n"
+            f"config must leave registers: sums may take {MAX_ACCUMULATORS} of a thread; those of "
+            f"{config} take {config.accumulators(M, gated=gated)} for {M} tokens: use a smaller "
+            f"block_n"
         )
     needed = config.smem_bytes(M, gated=gated, tiles=tiles, sums=sums)
     if needed > device.smem_bytes:
@@ -166,7 +166,9 @@ def with_room(
     return None
 
 
-def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> Config | None:
+def heuristic_config(
+    device: DeviceSpec, *, M: int, K: int, N: int, gated: bool, cast: bool = False
+) -> Config | None:
     """Tiles of 64 columns, in depth shared by CTAs where they are too few; None where nothing fits.
 
     On an H200 what `heuristic` takes is 1.09 times as fast as XLA, in the geometric mean over the
@@ -177,10 +179,12 @@ def heuristic_config(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool)
     splits = (4, 2, 1) if block_k == 128 and not gated else (1,)
     tilings = (Tiling(64, block_k, split=split) for split in splits)
     tiling = next(tiling for tiling in tilings if suits(device, tiling, tiles=tiles, K=K))
-    return deepest(device, tiling, M=M, gated=gated)
+    return deepest(device, tiling, M=M, gated=gated, cast=cast)
 
 
-def candidates(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> list[Config]:
+def candidates(
+    device: DeviceSpec, *, M: int, K: int, N: int, gated: bool, cast: bool = False
+) -> list[Config]:
     """The tilings of `GRID` that a product allows, for tuning; empty if the kernel cannot do it.
 
     Args:
@@ -189,14 +193,16 @@ def candidates(device: DeviceSpec, *, M: int, K: int, N: int, gated: bool) -> li
         K: Depth.
         N: Columns of the weight, both halves of a gated one.
         gated: Whether the columns are pairs of gate and up.
+        cast: Whether the result is float32.
     """
-    found = (fit(device, tiling, M=M, K=K, N=N, gated=gated) for tiling in GRID)
+    sizes = {"M": M, "K": K, "N": N, "gated": gated, "cast": cast}
+    found = (fit(device, tiling, **sizes) for tiling in GRID)
     # Where few stages fit in any case, two tilings may come to the same.
     return list(dict.fromkeys(config for config in found if config is not None))
 
 
 def fit(
-    device: DeviceSpec, tiling: Tiling, *, M: int, K: int, N: int, gated: bool
+    device: DeviceSpec, tiling: Tiling, *, M: int, K: int, N: int, gated: bool, cast: bool = False
 ) -> Config | None:
     """A tiling for a product; None if it does not suit it. Arguments as of `candidates`."""
     out_n = N // 2 if gated else N
@@ -204,7 +210,7 @@ def fit(
         return None
     if not suits(device, tiling, tiles=out_n // tiling.block_n, K=K):
         return None
-    return deepest(device, tiling, M=M, gated=gated)
+    return deepest(device, tiling, M=M, gated=gated, cast=cast)
 
 
 def suits(device: DeviceSpec, tiling: Tiling, *, tiles: int, K: int) -> bool:
@@ -222,7 +228,9 @@ def suits(device: DeviceSpec, tiling: Tiling, *, tiles: int, K: int) -> bool:
     return split == 1 or (tiles * split <= device.num_sms and steps >= 4 * split)
 
 
-def deepest(device: DeviceSpec, tiling: Tiling, *, M: int, gated: bool) -> Config | None:
+def deepest(
+    device: DeviceSpec, tiling: Tiling, *, M: int, gated: bool, cast: bool = False
+) -> Config | None:
     """A tiling with the deepest ring that it allows and that fits; None if not even two stages do.
 
     Args:
@@ -230,6 +238,7 @@ def deepest(device: DeviceSpec, tiling: Tiling, *, M: int, gated: bool) -> Confi
         tiling: Everything else.
         M: Rows of x.
         gated: Whether there are two weights per column.
+        cast: Whether the result is float32, which takes two tiles.
     """
     for stages in range(12, 1, -1):
         config = Config(
@@ -240,6 +249,6 @@ def deepest(device: DeviceSpec, tiling: Tiling, *, M: int, gated: bool) -> Confi
             return None
         if tiling.ring_kib and config.ring_bytes(0, gated=gated) > tiling.ring_kib << 10:
             continue
-        if config.smem_bytes(M, gated=gated) <= device.smem_bytes:
+        if config.smem_bytes(M, gated=gated, tiles=1 + cast) <= device.smem_bytes:
             return config
     return None

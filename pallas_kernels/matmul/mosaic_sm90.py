@@ -18,7 +18,11 @@ from jax import lax
 from jaxtyping import DTypeLike
 
 from jaxinfer.pallas_kernels import plgpu
-from jaxinfer.pallas_kernels.matmul.columns_sm90 import Columns, column_buffers
+from jaxinfer.pallas_kernels.matmul.columns_sm90 import (
+    Columns,
+    column_buffers,
+    load_along_columns,
+)
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate
 from jaxinfer.pallas_kernels.matmul.heads_sm90 import HeadTiles, head_buffers
 from jaxinfer.pallas_kernels.matmul.norm import SQUARES_AT_ONCE, Norm, Tokens, UndividedNorm
@@ -185,7 +189,7 @@ def _body(shape: Shape, names: tuple[str, ...], *refs, x_smem, w_smem, ready, fr
             if "bias" in arrays:
                 first = [column + i * shape.between_banks for i in range(len(banks))]
                 banks = [
-                    bank + plgpu.load_along_columns(arrays["bias"], begin, bank.shape)
+                    bank + load_along_columns(arrays["bias"], begin, bank.shape)
                     for begin, bank in zip(first, banks, strict=True)
                 ]
             ending.finish(banks, column=column, cta=cta, wave=wave)

@@ -60,7 +60,8 @@ class Config:
         Args:
             M: Tokens.
             gated: Whether there are two weights per column.
-            tiles: Of the result, of a residual and of a norm.
+            tiles: Of 16-bit elements: one of the result, or two if it is float32; one of a residual
+                and one of a norm.
             sums: Whether there are sums over columns, for which Mosaic needs scratch.
         """
         rest = 1024 + (3072 if sums else 0)

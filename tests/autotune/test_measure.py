@@ -109,7 +109,14 @@ def test_rounding_is_not_wrong(fake, dtype):
         assert measure(spec, []).kernel_us == {}
 
 
-def test_the_kernel_itself_passes_the_gate(monkeypatch):
+def test_nor_is_the_order_of_summation(fake):
+    fake()
+    head = MatmulSpec(model="tiny", M=8, K=4096, N=256, cast=True)
+    assert measure(head, []).kernel_us == {}
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_the_kernel_itself_passes_the_gate(monkeypatch, cast):
     """In the interpreter, which has no clock."""
     if jax.default_backend() != "cpu":
         pytest.skip("the interpreter runs on CPUs: set JAX_PLATFORMS=cpu")
@@ -118,7 +125,8 @@ def test_the_kernel_itself_passes_the_gate(monkeypatch):
     tiling = Config(block_n=64, block_k=64, stages=2)
     few = dataclasses.replace(H100, num_sms=2)
     with plgpu.interpret(few, detect_races=False), quick_compilation():
-        times = measure(MatmulSpec(model="tiny", M=3, K=128, N=128, gate="silu"), [tiling])
+        spec = MatmulSpec(model="tiny", M=3, K=128, N=128, gate="silu", cast=cast)
+        times = measure(spec, [tiling])
     assert times == Times(xla_us=1.0, kernel_us={tiling: 1.0})
     assert len(asked) == 6
 

@@ -71,7 +71,7 @@ def test_wrong_arguments_end_with_2_and_one_line(arguments, message, capsys):
     assert "floor" not in shown.out, "the columns of what is measured"
 
 
-def test_a_closed_pipe_is_no_error():
+def test_a_closed_pipe_ends_without_a_traceback():
     """As in `python -m bench list | head -1`."""
     process = subprocess.Popen(
         [sys.executable, "-m", "bench", "list"],

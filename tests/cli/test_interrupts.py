@@ -180,10 +180,13 @@ def complain_twice() -> None:
 def test_a_termination_that_a_finaliser_swallows_comes_again(terminable, capsys, seconds):
     seen = []
 
+    def lose() -> None:
+        seen.append("lost")
+        signal.raise_signal(signal.SIGTERM)
+
     @interrupts.ended_cleanly()
     def work() -> None:
-        Dropped(lambda: signal.raise_signal(signal.SIGTERM))
-        seen.append("lost")
+        Dropped(lose)
         if seconds:
             wait_for_it(seconds)
             seen.append("never")
@@ -384,5 +387,25 @@ def test_one_that_comes_while_the_next_is_prepared_is_not_lost(working, monkeypa
 
     monkeypatch.setattr(interrupts.threading.Timer, "start", start_slowly)
     with pytest.raises(KeyboardInterrupt):
+        work()
+    assert len(sent) == 2
+
+
+def test_a_termination_that_comes_while_the_next_is_prepared_is_not_lost(terminable, monkeypatch):
+    start, sent = interrupts.threading.Timer.start, []
+
+    def start_slowly(timer):
+        start(timer)
+        if len(sent) < 2:
+            sent.append(timer)
+            signal.raise_signal(signal.SIGTERM)
+
+    @interrupts.ended_cleanly()
+    def work() -> None:
+        Dropped(lambda: signal.raise_signal(signal.SIGTERM))
+        wait_for_it()
+
+    monkeypatch.setattr(interrupts.threading.Timer, "start", start_slowly)
+    with pytest.raises(SystemExit):
         work()
     assert len(sent) == 2

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from jaxinfer.pallas_kernels.decision import Preference, decide, parse
-from jaxinfer.pallas_kernels.decode_attention import mosaic_sm90 as decode_attention
-from jaxinfer.pallas_kernels.matmul import mosaic_sm90 as matmul
+from jaxinfer.pallas_kernels.decode_attention import shape as decode_attention
+from jaxinfer.pallas_kernels.matmul import shape as matmul
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 from jaxinfer.pallas_kernels.decode_attention.specs import DecodeSpec, make_inputs
-from jaxinfer.pallas_kernels.dispatch import force_implementation
+from jaxinfer.pallas_kernels.dispatch import NotSupported, force_implementation
 from jaxinfer.pallas_kernels.prefetch import choose_prefetch, plan_prefetch
 from tests.ops.cases import inputs, same_bits, shapes_of
 from tests.ops.decode_attention.calls import op
@@ -41,7 +41,7 @@ def test_half_of_a_large_weight_is_asked_for_spread_over_it():
     assert len(set(rows)) == len(rows) == 2048  # 16 MiB
     assert {row // 128 for row in rows} == set(range(0, 32, 2))
     assert gate_up.wanted == 0
-    with force_implementation("mosaic", op="prefetch"):
+    with force_implementation("ask", op="prefetch"):
         asked = jax.eval_shape(lambda *arrays: choose_prefetch(arrays), *weights)
     assert [array.shape for array in asked] == [(4096, 4096)]
 
@@ -50,7 +50,7 @@ def test_rows_of_no_whole_instruction_are_left_out():
     assert [part.wanted for part in plan_prefetch([matrix(64, 12), matrix(64, 16)])] == [0, 1]
 
 
-@pytest.mark.parametrize("forced", ["mosaic", "none", None])
+@pytest.mark.parametrize("forced", ["ask", "none", None])
 def test_it_is_asked_for_where_that_is_forced(h100, forced):
     def call(weight, *arrays):
         return op("mosaic", SPEC, prefetch=[weight])(*arrays)
@@ -61,19 +61,29 @@ def test_it_is_asked_for_where_that_is_forced(h100, forced):
     else:
         with force_implementation(forced, op="prefetch"):
             text = plgpu.lower_for_cuda(call, *arrays, spec=h100)
-    assert ("cp.async.bulk.prefetch.L2" in text) == (forced == "mosaic")
+    assert ("cp.async.bulk.prefetch.L2" in text) == (forced == "ask")
 
 
-def test_results_do_not_depend_on_it(hopper):
+@pytest.mark.gpu
+def test_results_do_not_depend_on_it(hopper_gpu):
     arrays = inputs(make_inputs, SPEC, 3)
     weight = jnp.ones((300, 512), jnp.bfloat16)
-    want = hopper.run(op("mosaic", SPEC), *arrays, num_sms=4)
+    want = hopper_gpu.run(op("mosaic", SPEC), *arrays, num_sms=4)
 
     def call(weight, *arrays):
-        with force_implementation("mosaic", op="prefetch"):
+        with force_implementation("ask", op="prefetch"):
             return op("mosaic", SPEC, prefetch=[weight])(*arrays)
 
-    same_bits(hopper.run(call, weight, *arrays, num_sms=4), want)
+    same_bits(hopper_gpu.run(call, weight, *arrays, num_sms=4), want)
+
+
+def test_the_interpreter_cannot_ask(interpreter):
+    def call(*arrays):
+        with force_implementation("ask", op="prefetch"):
+            return op("mosaic", SPEC, prefetch=[jnp.ones((8, 512), jnp.bfloat16)])(*arrays)
+
+    with pytest.raises(NotSupported, match="the interpreter"):
+        interpreter.run(call, *inputs(make_inputs, SPEC, 5))
 
 
 def test_it_must_be_matrices():

@@ -132,5 +132,5 @@ def test_matmul_counts(spec):
     shapes = shapes_of(product.make_inputs, spec)
     out = spec.N // (2 if spec.gate else 1)
     moved = sum(nbytes(shape) for shape in shapes if shape is not None)
-    assert product.count_bytes(spec) == moved + spec.M * out * np.dtype(spec.dtype).itemsize
+    assert product.count_bytes(spec) == moved + spec.M * out * np.dtype(spec.out_dtype).itemsize
     assert product.count_flops(spec) == 2 * spec.M * spec.K * spec.N

@@ -70,6 +70,8 @@ def test_one_of_both_files_may_be_missing(data, caplog, mine):
 
 
 def test_a_table_that_was_measured_meanwhile_is_not_missed(data, caplog, tmp_path):
+    with tuning.being_made():
+        assert tuning.lookup("op", H100, "b1") == []
     tuning.save(tmp_path / "mine", "op", H100, {"b1": {"block": 64}}, "jaxinfer tune x")
     assert tuning.choice("op", H100, "b1", parse) == 32
     assert not caplog.messages

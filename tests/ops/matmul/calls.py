@@ -32,4 +32,4 @@ def check(spec: MatmulSpec, arrays, got) -> None:
         want = np.asarray(_reference(*arrays, **options(spec)))
     # A gate multiplies two numbers, which makes large ones; unit-scale data stay below 4.
     size = max(1.0, np.abs(want).max() / 4) if want.size else 1.0
-    assert_dtype_close(np.asarray(got, np.float32) / size, want / size, spec.dtype)
+    assert_dtype_close(np.asarray(got, np.float32) / size, want / size, spec.out_dtype)

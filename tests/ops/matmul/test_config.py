@@ -5,17 +5,27 @@ import pytest
 from jaxinfer.pallas_kernels.device import H100
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.config import candidates, heuristic_config
+from jaxinfer.pallas_kernels.matmul.shape import Config
 
 
+@pytest.mark.parametrize("cast", [False, True], ids=["16 bits", "float32"])
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("M", configs.BUCKETS)
-@pytest.mark.parametrize(("K", "N"), [(4096, 6144), (576, 1152), (14336, 4096), (576, 3072)])
-def test_the_heuristics_tiling_competes(M, K, N, gated):
-    found = candidates(H100, M=M, K=K, N=N, gated=gated)
-    assert heuristic_config(H100, M=M, K=K, N=N, gated=gated) in found
+@pytest.mark.parametrize(
+    ("K", "N"), [(4096, 6144), (576, 1152), (14336, 4096), (576, 3072), (4096, 128_256)]
+)
+def test_the_heuristics_tiling_competes(M, K, N, gated, cast):
+    found = candidates(H100, M=M, K=K, N=N, gated=gated, cast=cast)
+    assert heuristic_config(H100, M=M, K=K, N=N, gated=gated, cast=cast) in found
     assert len(set(found)) == len(found)
     for config in found:
-        configs.check_fits(config, H100, M=M, gated=gated)
+        configs.check_fits(config, H100, M=M, gated=gated, tiles=1 + cast)
+
+
+def test_sums_must_leave_registers():
+    config = Config(block_n=128, block_k=64, stages=2)
+    with pytest.raises(ValueError, match=r"sums may take 144 of a thread; .* take 256 for 128 to"):
+        configs.check_fits(config, H100, M=128, gated=True)
 
 
 def test_no_tiling_for_sizes_that_the_kernel_lacks():
