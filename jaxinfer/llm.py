@@ -344,7 +344,8 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[tuple[str, Prompt]]:
         raise TypeError(f"prompts must be text, token ids or a list of either; got {prompts!r:.80}")
     if isinstance(prompts, jax.Array):
         prompts = np.asarray(prompts)
-    if len(prompts) and all(map(_is_token, prompts)):
+    is_array = isinstance(prompts, np.ndarray)  # of nothing: a prompt without tokens
+    if (len(prompts) or is_array) and all(map(_is_token, prompts)):
         return [("prompts", cast("Sequence[int]", prompts))]
     return [(f"prompts[{i}]", prompt) for i, prompt in enumerate(cast("Sequence[Prompt]", prompts))]
 

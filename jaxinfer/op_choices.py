@@ -12,7 +12,7 @@ from jaxinfer.models.cache import PagedKVCache
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.pallas_kernels.device import DeviceSpec, current_device, use_device
-from jaxinfer.pallas_kernels.dispatch import Verdict, explain, parse_forced
+from jaxinfer.pallas_kernels.dispatch import OPS, Verdict, explain, parse_forced
 
 _ROWS, _TOKENS, _CONTEXT = 8, 512, 4096
 
@@ -95,6 +95,8 @@ def _check(
 ) -> None:
     choices = op_choices(config, device, dtype)
     ops = sorted({choice.op for choice in choices})
+    if op in OPS and op not in ops:
+        raise ValueError(f"implementation names {op!r}, which this model does not call here")
     if op is not None and op not in ops:
         raise ValueError(f"implementation must name one of the ops {', '.join(ops)}; got {op!r}")
     verdicts = [v for c in choices if op in (None, c.op) for v in c.verdicts]

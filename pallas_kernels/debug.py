@@ -17,18 +17,19 @@ def is_debugging() -> bool:
     return os.environ.get("JAXINFER_DEBUG") == "1"
 
 
-def checked_table(
+def checked_pages(
     page_table: jax.Array,
     lengths: jax.Array | None,
     *,
     name: str,
     page_size: int,
     num_pages: int,
-) -> jax.Array:
-    """The page table as it is; in debug mode, once lengths and the pages they reach are in range.
+) -> tuple[jax.Array, jax.Array | None]:
+    """Page table and lengths as they are; in debug mode, once they and the pages are in range.
 
-    In a compiled function the table comes by way of the host, so that nobody follows it before it
-    is checked. What fails there is an error of JAX that has the text of the `ValueError`.
+    In a compiled function both come by way of the host, so that nobody follows them before they
+    are checked, and XLA, which may need only one, keeps the check. What fails there is an error of
+    JAX that has the text of the `ValueError`.
 
     Args:
         page_table: `[B, M]` integers.
@@ -41,19 +42,19 @@ def checked_table(
         ValueError: in debug mode, a length or a page number that is out of range.
     """
     if not is_debugging():
-        return page_table
+        return page_table, lengths
     checked = functools.partial(_checked, name=name, page_size=page_size, num_pages=num_pages)
     if not isinstance(page_table, Tracer) and not isinstance(lengths, Tracer):
         checked(page_table, lengths)
-        return page_table
-    page_table = jnp.asarray(page_table)
-    result = jax.ShapeDtypeStruct(page_table.shape, page_table.dtype)
-    return jax.pure_callback(checked, result, page_table, lengths, vmap_method="sequential")
+        return page_table, lengths
+    given = jax.tree.map(jnp.asarray, (page_table, lengths))
+    results = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given)
+    return jax.pure_callback(checked, results, *given, vmap_method="sequential")
 
 
 def _checked(
     page_table: jax.Array, lengths: jax.Array | None, *, name: str, page_size: int, num_pages: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray | None]:
     table = np.asarray(page_table)
     B, M = table.shape
     most = M * page_size
@@ -69,4 +70,4 @@ def _checked(
             f"page_table must name pages 0 … {num_pages - 1} where {name} reach; "
             f"got {table[row, entry]} in row {row}, entry {entry}"
         )
-    return table
+    return table, None if lengths is None else keys

@@ -34,6 +34,7 @@ def made():
         ("a", GREEDY.replace(stop_token_ids=[256]), ValueError,
          "^stop_token_ids: token 256 does not exist"),
         ([[-1]], GREEDY, ValueError, "token -1 does not exist"),
+        (jnp.zeros(0, jnp.int32), GREEDY, ValueError, "prompt is empty"),
         (["a", "b"], [GREEDY], ValueError, "one per prompt; got 1 for 2 prompts"),
         (["a", "x" * 128], GREEDY, ContextLengthError,
          r"^prompts\[1\]: prompt has 128 tokens; the context of 128 tokens leaves room for at "

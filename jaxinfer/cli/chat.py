@@ -183,7 +183,7 @@ def _read_line() -> str | None:
     """The next line; None at the end of input. Ctrl-C at the prompt drops the line."""
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "")
+            return input("> " if sys.stdin.isatty() else "").removeprefix("\ufeff")
         except EOFError:
             if sys.stdin.isatty():
                 print()

@@ -105,7 +105,7 @@ def read_text(name: str) -> str:
     """
     try:
         data = streams.read_stdin() if name == "-" else Path(name).read_bytes()
-        text = data.decode()
+        text = data.decode().removeprefix("\ufeff")  # a byte-order mark is no text
     except UnicodeDecodeError as error:
         raise UsageError(f"{name} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:

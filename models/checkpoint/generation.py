@@ -7,8 +7,6 @@ from jaxinfer.models.checkpoint.header_numbers import between, whole
 
 _BOUNDS = {"temperature": (0, 1e6), "top_p": (0, 1), "min_p": (0, 1),
            "repetition_penalty": (1e-6, 1e6)}  # fmt: skip
-# Who names one of these wants tokens drawn among several.
-_FILTERS = ("top_k", "top_p", "min_p")
 
 
 def recommended_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,7 +26,11 @@ def recommended_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
     {'temperature': 1.0, 'top_p': 0.95, 'top_k': 64}
     >>> recommended_sampling({"do_sample": False, "temperature": 0.7})
     {'temperature': 0.0}
+    >>> recommended_sampling({"top_k": 0, "top_p": 1.0})
+    {'top_p': 1.0, 'top_k': 0}
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"sampling must be an object; got {values!r:.80}")
     draws = values.get("do_sample")
     if not isinstance(draws, bool | None):
         raise ValueError(f"do_sample must be true or false; got {draws!r:.80}")
@@ -42,6 +44,8 @@ def recommended_sampling(values: Mapping[str, Any]) -> dict[str, Any]:
         found["top_k"] = whole(values["top_k"], "top_k", least=-1)  # -1, as 0: all
     if draws is False:
         return found | {"temperature": 0.0}
-    if draws or any(name in found for name in _FILTERS):
+    # Who leaves out some of the tokens wants others drawn.
+    filters = found.get("top_k", 0) > 0 or found.get("top_p", 1) < 1 or found.get("min_p", 0) > 0
+    if draws or filters:
         return {"temperature": 1.0} | found
     return found

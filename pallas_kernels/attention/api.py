@@ -16,7 +16,7 @@ from jaxinfer.pallas_kernels.attention.mask import Visibility
 from jaxinfer.pallas_kernels.attention.pages import gather_pages
 from jaxinfer.pallas_kernels.attention.tokamax import attention_tokamax
 from jaxinfer.pallas_kernels.attention.xla import attention_xla
-from jaxinfer.pallas_kernels.debug import checked_table
+from jaxinfer.pallas_kernels.debug import checked_pages
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, choose
 from jaxinfer.pallas_kernels.observe import notify
@@ -117,6 +117,11 @@ def attention(
     starts_at_zero = q_offset is None or (isinstance(q_offset, int) and q_offset == 0)
     if q_offset is None or isinstance(q_offset, int):
         q_offset = jnp.full((B,), q_offset or 0, jnp.int32)
+    if page_table is not None:
+        page_table, key_value_seq_lengths = checked_pages(
+            page_table, key_value_seq_lengths, name="key_value_seq_lengths",
+            page_size=key.shape[2], num_pages=key.shape[0],
+        )  # fmt: skip
     visibility = Visibility(
         is_causal=is_causal, left=left, right=right,
         q_offset=_per_row("q_offset", q_offset, B),
@@ -124,10 +129,6 @@ def attention(
         key_lengths=_per_row("key_value_seq_lengths", key_value_seq_lengths, B),
     )  # fmt: skip
     if page_table is not None:
-        page_table = checked_table(
-            page_table, key_value_seq_lengths, name="key_value_seq_lengths",
-            page_size=key.shape[2], num_pages=key.shape[0],
-        )  # fmt: skip
         key, value = gather_pages(key, page_table), gather_pages(value, page_table)
     arrays = (query, key, value, visibility)
     options = {"logits_softcap": logits_softcap}

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
 from jaxinfer.pallas_kernels.arguments import check_softcap, window_sides
-from jaxinfer.pallas_kernels.debug import checked_table
+from jaxinfer.pallas_kernels.debug import checked_pages
 from jaxinfer.pallas_kernels.decode_attention import config as configs
 from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout, cut, sizes
 from jaxinfer.pallas_kernels.decode_attention.mosaic_sm90 import decode_attention_mosaic
@@ -163,9 +163,10 @@ def decode_attention(
         raise ValueError(f"kv_layout must be one of {get_args(KVLayout)}; got {kv_layout!r}")
     _check(query, k_pages, v_pages, page_table, lengths, logits_softcap, kv_layout)
     num_pages, K, page_size = sizes(k_pages.shape, kv_layout)
-    page_table = checked_table(
+    page_table, reached = checked_pages(
         page_table, lengths, name="lengths", page_size=page_size, num_pages=num_pages
     )
+    lengths = lengths if reached is None else reached
     # Positions are differences of lengths: those of a narrow or unsigned type would wrap.
     page_table, lengths = page_table.astype(jnp.int32), lengths.astype(jnp.int32)
     left_window = _left_window(local_window_size, capacity=page_table.shape[1] * page_size)

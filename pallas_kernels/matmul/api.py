@@ -72,9 +72,7 @@ def matmul(
     (2, 2)
     """
     check(x, weight, bias, residual, transposed, gate)
-    dtype = jnp.dtype(x.dtype if out_dtype is None else out_dtype)
-    if dtype not in (x.dtype, jnp.float32):
-        raise ValueError(f"out_dtype must be float32 or that of x, {x.dtype}; got {dtype}")
+    dtype = _result_dtype(x.dtype, out_dtype)
     K, N = weight.shape[::-1] if transposed else weight.shape
     M, gated = math.prod(x.shape[:-1]), gate is not None
     choice = configs.choose_config(
@@ -94,6 +92,16 @@ def matmul(
         "xla": functools.partial(matmul_xla, *arrays, **options),
     }
     return choose(NAME, implementation, candidates, order)
+
+
+def _result_dtype(dtype: jnp.dtype, wanted: DTypeLike | None) -> jnp.dtype:
+    try:
+        found = dtype if wanted is None else jnp.dtype(wanted)
+    except TypeError:  # no dtype at all
+        found = None
+    if found is None or found not in (dtype, jnp.float32):
+        raise ValueError(f"out_dtype must be float32 or that of x, {dtype}; got {wanted!r:.80}")
+    return found
 
 
 def run_mosaic(

@@ -276,6 +276,17 @@ def test_in_debug_mode_contiguous_keys_end_the_lengths(monkeypatch):
         call(jnp.array([0, 8]))
 
 
+def test_in_debug_mode_a_single_page_is_checked_too(monkeypatch):
+    """XLA knows which page it must be, and needs no table."""
+    monkeypatch.setenv("JAXINFER_DEBUG", "1")
+    pages, query = jnp.ones((1, 1, 16, 8)), jnp.ones((1, 1, 2, 8))
+    call = jax.jit(lambda table, lengths: decode_attention(query, pages, pages, table, lengths))
+    for page, length, message in ((0, 17, "lengths must be"), (9, 5, "page_table must name")):
+        with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+            jax.block_until_ready(call(jnp.array([[page]]), jnp.array([length])))
+    assert jnp.isfinite(call(jnp.array([[0]]), jnp.array([16]))).all()
+
+
 def test_debug_mode_changes_no_result(monkeypatch):
     """Entries that lengths do not reach may hold anything."""
     arrays = arguments()

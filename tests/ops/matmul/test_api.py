@@ -196,7 +196,8 @@ def test_a_result_in_float32_is_not_rounded():
     assert matmul(x, weight, None, residual, out_dtype=jnp.float32).dtype == jnp.float32
 
 
-def test_a_result_of_another_dtype_is_refused():
+@pytest.mark.parametrize("dtype", [jnp.float16, "nonsense"])
+def test_a_result_of_another_dtype_is_refused(dtype):
     x, weight = jnp.ones((2, 64), "bfloat16"), jnp.ones((64, 64), "bfloat16")
     with pytest.raises(ValueError, match="out_dtype must be float32 or that of x, bfloat16; got"):
-        matmul(x, weight, out_dtype=jnp.float16)
+        matmul(x, weight, out_dtype=dtype)
