@@ -339,8 +339,8 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[tuple[str, Prompt]]:
     """Prompts, each with its name in the call."""
     if isinstance(prompts, str):
         return [("prompts", prompts)]
-    kinds = Sequence | np.ndarray | jax.Array
-    if not isinstance(prompts, kinds) or isinstance(prompts, bytes | bytearray) or _is_one(prompts):
+    no_batch = isinstance(prompts, bytes | bytearray) or _is_scalar(prompts)
+    if no_batch or not isinstance(prompts, Sequence | np.ndarray | jax.Array):
         raise TypeError(f"prompts must be text, token ids or a list of either; got {prompts!r:.80}")
     if isinstance(prompts, jax.Array):
         prompts = np.asarray(prompts)
@@ -350,7 +350,7 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[tuple[str, Prompt]]:
     return [(f"prompts[{i}]", prompt) for i, prompt in enumerate(cast("Sequence[Prompt]", prompts))]
 
 
-def _is_one(value: object) -> bool:
+def _is_scalar(value: object) -> bool:
     """Whether it is an array of a single number, without an axis."""
     return isinstance(value, np.ndarray | jax.Array) and value.ndim == 0
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -122,12 +122,8 @@ class _Termination:
 
     def lost(self, report: "sys.UnraisableHookArgs") -> None:
         """Stands for `sys.unraisablehook`, to the end of the process."""
-        while report.exc_type is SystemExit:
-            try:
-                self._repeat_soon()
-                return
-            except SystemExit:  # the next one came in here, where it would be lost too
-                continue
+        if report.exc_type is SystemExit:
+            _undisturbed(self._repeat_soon, by=SystemExit)
 
     def _repeat_soon(self) -> None:
         self.is_lost = True
@@ -172,12 +168,7 @@ class _Interrupt:
             if time.monotonic() - self._raised > _LONGEST_S:
                 self._hook(report)
             return
-        while True:
-            try:
-                self._repeat_soon()
-                return
-            except KeyboardInterrupt:  # the next one came in here, where it would be lost too
-                continue
+        _undisturbed(self._repeat_soon, by=KeyboardInterrupt)
 
     def _repeat_soon(self) -> None:
         if self._again is not None:
@@ -189,6 +180,16 @@ class _Interrupt:
     def _repeat(self) -> None:
         if signal.getsignal(signal.SIGINT) is self:  # else the command has ended meanwhile
             _thread.interrupt_main()
+
+
+def _undisturbed(repeat_soon: Callable[[], None], *, by: type[BaseException]) -> None:
+    """Call it, again if the next one comes in here, where it would be lost too."""
+    while True:
+        try:
+            repeat_soon()
+            return
+        except by:
+            continue
 
 
 def _hush() -> None:

@@ -198,7 +198,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _generation(folder: Path, config: dict[str, Any]) -> GenerationDefaults:
-    """Defaults from `generation_config.json`, and from `config.json` the end if that has none."""
+    """From `generation_config.json`; tokens that end an answer else from `config.json`."""
     path = folder / "generation_config.json"
     values = read_json(path) if path.exists() else {}
     try:
