@@ -124,14 +124,11 @@ def run_mosaic(
     """
     K, N = weight.shape[::-1] if transposed else weight.shape
     M, device = math.prod(x.shape[:-1]), current_device()
-    if config is not None and config.halves and rotation is None:
-        raise ValueError("config.halves is for one launch with a rotation (project_rope_write)")
     dtype = jnp.dtype(x.dtype if out_dtype is None else out_dtype)
     gated = gate is not None
     tiles = dtype.itemsize // 2 + (residual is not None) + (norm is not None)
     if rotation is not None:
-        wanted = config or choice.config
-        heads = rotation.heads if wanted is None else rotation.heads_of(wanted)
+        heads = rotation.heads
         gated = heads.banks == 2  # as many weights as with a gate
         tiles = heads.tiles
     beside: dict[str, Any] = {

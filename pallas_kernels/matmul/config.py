@@ -29,7 +29,6 @@ class Tiling:
         split: As in `Config`.
         ring_kib: Most that the weights in the ring take, KiB; 0: as many stages as fit, at most 12.
             What deep rings wait for is spread over more of the memory, which then reads slower.
-        halves: As in `Config`.
     """
 
     block_n: int
@@ -37,7 +36,6 @@ class Tiling:
     cluster: int = 1
     split: int = 1
     ring_kib: int = 0
-    halves: bool = False
 
     @property
     def name(self) -> str:
@@ -45,7 +43,6 @@ class Tiling:
         words = [f"n{self.block_n}", f"k{self.block_k}", f"c{self.cluster}"]
         words += [f"x{self.split}"] if self.split > 1 else []
         words += [f"r{self.ring_kib}"] if self.ring_kib else []
-        words += ["halves"] if self.halves else []
         return "-".join(words)
 
 
@@ -243,7 +240,7 @@ def deepest(
     for stages in range(12, 1, -1):
         config = Config(
             block_n=tiling.block_n, block_k=tiling.block_k, stages=stages, cluster=tiling.cluster,
-            split=tiling.split, halves=tiling.halves,
+            split=tiling.split,
         )  # fmt: skip
         if config.accumulators(M, gated=gated) > MAX_ACCUMULATORS:
             return None

@@ -10,7 +10,7 @@ from jax import lax
 from jaxinfer.pallas_kernels import plgpu
 from jaxinfer.pallas_kernels.matmul.buffers import Buffers
 from jaxinfer.pallas_kernels.matmul.rotation import Heads, Places, Rotation
-from jaxinfer.pallas_kernels.matmul.shape import CLUSTER, Shape
+from jaxinfer.pallas_kernels.matmul.shape import Shape
 from jaxinfer.pallas_kernels.plgpu import pl
 
 
@@ -30,9 +30,6 @@ def head_buffers(shape: Shape, dtype: Any, rotation: Rotation) -> Buffers:
         inputs["q_norm"], inputs["k_norm"] = rotation.q_norm.weight, rotation.k_norm.weight
     inputs["k_pages"], inputs["v_pages"] = map(jax.new_ref, (rotation.k_pages, rotation.v_pages))
     outputs = {"out": jax.ShapeDtypeStruct((shape.M, shape.out_n), dtype)}
-    if shape.swap is not None:
-        scratch |= shape.swap.scratch()
-        outputs |= shape.swap.outputs(shape.ctas)
     return Buffers(inputs, outputs, scratch)
 
 
@@ -59,23 +56,12 @@ class HeadTiles:
         """Nothing is needed from memory beside the product."""
 
     def finish(self, banks, *, column, cta, wave) -> None:
-        """Make a head, or half of one, and send it off; arguments as of `Columns.finish`."""
+        """Make a head and send it off; arguments as of `Columns.finish`."""
         shape, arrays, heads = self._shape, self._arrays, self._heads
         head = lax.div(column, jnp.int32(heads.H))
-        half = lax.axis_index(CLUSTER) if shape.config.halves else jnp.int32(0)
-        if shape.swap is not None:
-            other = shape.swap.swap(
-                banks[0], arrays["mailbox"], arrays["arrived"], cluster=cta, time=wave
-            )
-            banks = [
-                jnp.where(half == 1, other, banks[0]),
-                jnp.where(half == 1, banks[0], other),
-            ]
         if heads.eps is not None:
             banks = heads.normalised(banks, head, arrays["q_norm"], arrays["k_norm"])
         banks = heads.rotated(banks, head, self._angles, arrays.get("turned_smem"))
-        if shape.swap is not None:
-            banks = [jnp.where(half == 1, banks[1], banks[0])]
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         tiles = [arrays["out_smem"], arrays.get("second_smem")][: shape.banks]
         for smem, bank in zip(tiles, banks, strict=True):
@@ -85,4 +71,4 @@ class HeadTiles:
         @pl.when(cta + wave * shape.ctas < shape.tiles)
         def _store():
             pages = arrays["k_pages"], arrays["v_pages"]
-            heads.store(tiles, head, self._places, arrays["out"], *pages, first=half)
+            heads.store(tiles, head, self._places, arrays["out"], *pages)

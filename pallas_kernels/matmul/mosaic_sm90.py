@@ -62,7 +62,7 @@ def matmul_mosaic(
     N = weight.shape[0 if transposed else 1]
     shape = Shape(
         M=tokens.shape[0], K=K, columns=N, transposed=transposed, gate=gate,
-        heads=None if rotation is None else rotation.heads_of(config),
+        heads=None if rotation is None else rotation.heads,
         eps=0.0 if undivided is None else undivided.eps,
         square_tiles=0 if undivided is None else undivided.tiles, config=config, num_sms=num_sms,
     )  # fmt: skip
@@ -84,7 +84,7 @@ def matmul_mosaic(
     if shape.partial is not None:
         scratch |= shape.partial.scratch()
         outputs |= shape.partial.outputs(shape.ctas)
-    members = config.cluster * config.split * (1 + config.halves)
+    members = config.cluster * config.split
     cluster: dict[str, Any] = dict(cluster=(members,), cluster_names=(CLUSTER,))
     kernel = plgpu.kernel(
         functools.partial(_body, shape, (*inputs, *outputs)),
@@ -136,7 +136,6 @@ def _body(shape: Shape, names: tuple[str, ...], *refs, x_smem, w_smem, ready, fr
     stages, k_steps = jnp.int32(config.stages), jnp.int32(shape.k_steps)
     part = lax.axis_index(CLUSTER) if config.split > 1 else jnp.int32(0)
     is_first = part == 0
-    half = lax.axis_index(CLUSTER) if config.halves else jnp.int32(0)
     if config.split > 1:
         # Neighbours in depth go to different CTAs: together they read a piece of memory in order.
         k_steps = lax.div(k_steps - part + (config.split - 1), jnp.int32(config.split))
@@ -144,8 +143,7 @@ def _body(shape: Shape, names: tuple[str, ...], *refs, x_smem, w_smem, ready, fr
 
     def first_column(wave):
         """Of the CTA's tile; CTAs without one go along, so that their cluster stays in step."""
-        column = shape.column(lax.min(cta + wave * shape.ctas, jnp.int32(shape.tiles - 1)))
-        return column + half * config.block_n if config.halves else column
+        return shape.column(lax.min(cta + wave * shape.ctas, jnp.int32(shape.tiles - 1)))
 
     @pl.when(role == 0)
     def _load():

@@ -61,10 +61,6 @@ class Rotation:
             eps = (self.q_norm.eps, self.k_norm.eps)
         return Heads(self.num_heads, self.k_pages.shape[1], self.k_pages.shape[3], eps)
 
-    def heads_of(self, config: Any) -> "Heads":
-        """`heads` under a tiling (a `Config`), whose tiles may be halves of them."""
-        return dataclasses.replace(self.heads, halves=config.halves)
-
 
 class Places:
     """Where tokens go. Of a few, pages and slots are read at once and kept in registers.
@@ -115,22 +111,19 @@ class Heads:
 
     A tile is a head. One of 128 or 256 columns is in two banks, its first half and its second: what
     is rotated together lies in the same thread. One of 64 is a single bank, and the other half's
-    elements come through shared memory. Or a tile is half a head of 128 or 256 columns, and the
-    other half comes from another CTA.
+    elements come through shared memory.
 
     Attributes:
         N: Query heads.
         K: Heads of keys, and of values.
         H: Width of a head.
         eps: Added to the mean squares of queries and keys; None: they are not normalised.
-        halves: Tiles are halves of heads.
     """
 
     N: int
     K: int
     H: int
     eps: tuple[float, float] | None = None
-    halves: bool = False
 
     @property
     def is_wide(self) -> bool:
@@ -139,13 +132,13 @@ class Heads:
 
     @property
     def most_tokens(self) -> int:
-        """Whose halves, cosines and sines lie in 128 registers of a thread at once: 64 or 32."""
+        """Whose elements, cosines and sines lie in 128 registers of a thread at once: 64 or 32."""
         return 4096 // self.bank
 
     @property
     def banks(self) -> int:
         """Of a tile."""
-        return 2 if self.is_wide and not self.halves else 1
+        return 2 if self.is_wide else 1
 
     @property
     def bank(self) -> int:
@@ -235,7 +228,7 @@ class Heads:
 
         return self._unless_values(head, banks, in_banks if self.is_wide else through_memory)
 
-    def store(self, banks, head, places, q_gmem, k_gmem, v_gmem, *, first: Any = 0) -> None:
+    def store(self, banks, head, places, q_gmem, k_gmem, v_gmem) -> None:
         """Send a head's rows to where they belong.
 
         Args:
@@ -245,21 +238,20 @@ class Heads:
             q_gmem: `[M, N·H]`.
             k_gmem: `[P, K, p, H]`.
             v_gmem: `[P, K, p, H]`.
-            first: Which half of the head the first bank is.
         """
         width = self.bank
 
         @pl.when(head < self.N)
         def _queries():
             for i, tile in enumerate(banks):
-                columns = pl.ds(head * self.H + (first + i) * width, width)
+                columns = pl.ds(head * self.H + i * width, width)
                 plgpu.copy_smem_to_gmem(tile.at[pl.ds(0, places.tokens)], q_gmem.at[:, columns])
 
         def write(pages, number):
             @places.each
             def _token(token, page, slot):
                 for i, tile in enumerate(banks):
-                    columns = pl.ds((first + i) * width, width)
+                    columns = pl.ds(i * width, width)
                     target = pages.at[page, number, pl.ds(slot, 1), columns]
                     plgpu.copy_smem_to_gmem(tile.at[pl.ds(token, 1)], target)
 

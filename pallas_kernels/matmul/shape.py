@@ -3,7 +3,6 @@
 import dataclasses
 
 from jaxinfer.pallas_kernels.cluster_sum import ClusterSum
-from jaxinfer.pallas_kernels.cluster_swap import ClusterSwap
 from jaxinfer.pallas_kernels.matmul.epilogue import Gate
 from jaxinfer.pallas_kernels.matmul.rotation import Heads
 
@@ -20,8 +19,6 @@ class Config:
         stages: Depth of the ring.
         cluster: CTAs that share their loads of tokens: 1 or 2.
         split: CTAs that share the depth of a tile: 1, 2, 4 or 8; only with a cluster of 1.
-        halves: Of a product that ends with a rotation: a tile is half a head, and the CTAs that
-            have its halves swap them.
     """
 
     block_n: int = 64
@@ -29,7 +26,6 @@ class Config:
     stages: int = 4
     cluster: int = 1
     split: int = 1
-    halves: bool = False
 
     def __post_init__(self) -> None:
         if self.block_n not in (64, 128):
@@ -44,10 +40,6 @@ class Config:
             raise ValueError(f"split must be 1, 2, 4 or 8; got {self.split}")
         if self.split > 1 and self.cluster > 1:
             raise ValueError(f"cluster must be 1 where split is not; got {self.cluster}")
-        if self.halves and (self.split > 1 or self.cluster > 1):
-            raise ValueError(
-                f"split and cluster must be 1 with halves; got {self.split} and {self.cluster}"
-            )
 
     def rows(self, M: int) -> int:
         """M tokens, padded: 8 for wgmma, and as many for each CTA that loads a part of them."""
@@ -67,8 +59,6 @@ class Config:
         rest = 1024 + (3072 if sums else 0)
         if (partial := self.partial(M, gated=gated)) is not None:
             rest += partial.smem_bytes
-        if self.halves:
-            rest += self.swap(M, times=2).smem_bytes
         tile = 2 * self.rows(M) * self.block_n
         return self.ring_bytes(M, gated=gated) + tiles * tile + rest
 
@@ -83,10 +73,6 @@ class Config:
             return None
         shape = (self.block_n, self.rows(M))
         return ClusterSum(axis=CLUSTER, ctas=self.split, shape=shape, count=2 if gated else 1)
-
-    def swap(self, M: int, *, times: int) -> ClusterSwap:
-        """How CTAs swap their halves of a head."""
-        return ClusterSwap(axis=CLUSTER, shape=(self.block_n, self.rows(M)), times=times)
 
     def accumulators(self, M: int, *, gated: bool) -> int:
         """Registers of a thread that hold sums."""
@@ -151,7 +137,7 @@ class Shape:
         return self.columns // 2 if self.heads is None else self.heads.H // 2
 
     def column(self, tile):
-        """First column of a tile in the first bank; where tiles are halves, of the first of two."""
+        """First column of a tile in the first bank."""
         return tile * (self.config.block_n if self.heads is None else self.heads.H)
 
     @property
@@ -161,8 +147,8 @@ class Shape:
 
     @property
     def tiles(self) -> int:
-        """Tiles of the result; where they are halves of heads, pairs of them."""
-        return self.columns // (self.banks * self.config.block_n * (1 + self.config.halves))
+        """Tiles of the result."""
+        return self.columns // (self.banks * self.config.block_n)
 
     @property
     def partial(self) -> ClusterSum | None:
@@ -170,17 +156,11 @@ class Shape:
         return self.config.partial(self.M, gated=self.banks > 1)
 
     @property
-    def swap(self) -> ClusterSwap | None:
-        """How CTAs swap their halves of a head; None if tiles are no halves."""
-        return self.config.swap(self.M, times=self.waves) if self.config.halves else None
-
-    @property
     def ctas(self) -> int:
-        """CTAs that have tiles; of those that share one, and of pairs, the first."""
+        """CTAs that have tiles; of those that share one, the first."""
         if self.config.split > 1:  # the others' sums of a tile are taken once
             return self.tiles
-        places = self.num_sms // (1 + self.config.halves)
-        return num_ctas(self.tiles, num_sms=places, cluster=self.config.cluster)
+        return num_ctas(self.tiles, num_sms=self.num_sms, cluster=self.config.cluster)
 
     @property
     def waves(self) -> int:

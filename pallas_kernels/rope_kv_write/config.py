@@ -1,6 +1,5 @@
 """Which implementation of `rope_kv_write` is tried first, and whether the projection joins it."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,18 +16,17 @@ from jaxinfer.pallas_kernels.matmul.shape import Config
 
 PREFERRED = ("mosaic", "xla")
 
-# Of one launch for both, tilings that compete, by name: how many CTAs share the depth of a head, or
-# have a half of it each, and the most that the weights in the ring take, KiB (0: what fits).
+# Of one launch for both, tilings that compete, by name: how many CTAs share the depth of a head,
+# and the most that the weights in the ring take, KiB (0: what fits).
 ONE_LAUNCH: dict[str, dict[str, Any]] = {
     "x1": {}, "x1-r96": {"ring_kib": 96},
     "x2": {"split": 2}, "x2-r96": {"split": 2, "ring_kib": 96},
-    "halves": {"halves": True}, "halves-r96": {"halves": True, "ring_kib": 96},
 }  # fmt: skip
 _SHARED = "x2-r96"
 # Of small weights, alone: heads of 256 cost 1.9 µs (Gemma 3's projection), of 64 at most 1.1.
 _WIDEST_OF_SMALL = 128
 _MOST_TOKENS = 16  # measured in whole steps; more by name
-PREFERRED_TILINGS = (_SHARED, "x1", "halves")  # the first that suits
+PREFERRED_TILINGS = (_SHARED, "x1")  # the first that suits
 
 
 def with_projection(device: DeviceSpec, heads: Heads, *, M: int, D: int) -> tuple[str, ...]:
@@ -75,12 +73,9 @@ def one_launch_config(
 def _fit(
     device: DeviceSpec, heads: Heads, tiling: Mapping[str, Any], *, M: int, D: int
 ) -> Config | None:
-    halves = tiling.get("halves", False)
-    if heads.most_tokens < M or (halves and not heads.is_wide):
+    if heads.most_tokens < M:
         return None
-    heads = dataclasses.replace(heads, halves=halves)
-    # Of a half, depth takes the place of the other half's columns.
-    wanted = Tiling(heads.bank, 128 if halves and D % 128 == 0 else 64, **tiling)
+    wanted = Tiling(heads.bank, 64, **tiling)
     # CTAs share the depth of a head under the same conditions as that of any tile.
     if not suits(device, wanted, tiles=heads.N + 2 * heads.K, K=D):
         return None

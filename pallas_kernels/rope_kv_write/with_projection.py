@@ -63,7 +63,7 @@ def project_rope_write(
             an implementation of one of these ops or gives a tiling, else the first of
             `config.with_projection` that can serve.
         config: Tiling of the product, as for `matmul`; in one launch `block_n` must be H/2, or 64
-            if that is H. `halves` needs `implementation="mosaic"`.
+            if that is H.
 
     Returns:
         Rotated queries `[B, 1, N, H]`, and both pools with the new tokens.
@@ -125,8 +125,6 @@ def project_rope_write(
             raise ValueError(
                 f"config.block_n must be {heads.bank} for head_dim {H}; got {config.block_n}"
             )
-        if config is not None and config.halves and not heads.is_wide:
-            raise ValueError(f"config.halves is for heads of 128 or 256; got head_dim {H}")
         tiling = configs_of_rope.one_launch_config(current_device(), heads, M=B, D=weight.shape[0])
         choice = configs.Preference(order=("mosaic",), config=tiling)
         queries, (keys, values) = run_mosaic(

@@ -181,12 +181,6 @@ def test_force_implementation(h100):
     assert choices()["matmul"].implementation == "xla"
 
 
-def test_halves_are_for_heads(h100):
-    x, weight = jnp.zeros((2, 64), jnp.bfloat16), jnp.zeros((64, 128), jnp.bfloat16)
-    with pytest.raises(ValueError, match=r"config\.halves is for one launch with a rotation"):
-        matmul(x, weight, implementation="mosaic", config=Config(block_k=64, halves=True))
-
-
 def test_a_result_in_float32_is_not_rounded():
     x, weight = jnp.ones((2, 64), "bfloat16"), jnp.ones((64, 64), "bfloat16").at[0].set(1 / 3)
     rounded, exact = matmul(x, weight), matmul(x, weight, out_dtype=jnp.float32)

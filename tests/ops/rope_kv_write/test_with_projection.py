@@ -119,41 +119,11 @@ def test_ctas_that_share_the_depth_of_a_head(hopper):
     agree(run(hopper, given, 1, config=tiling), want(given, 1), "bfloat16")
 
 
-@pytest.mark.parametrize(("B", "N", "K", "H", "D", "options"), [
-    (1, 2, 1, 128, 128, {}),
-    (3, 1, 1, 128, 192, {"bias": True}),
-    (5, 1, 1, 256, 64, {}),
-    (21, 1, 1, 128, 64, {"absent": (3, 20)}),
-], ids=str)  # fmt: skip
-def test_halves_of_a_head(hopper, B, N, K, H, D, options):
-    """CTAs with the halves of a head swap them."""
-    given = arrays(B, N, K, H, D, **options)
-    tiling = Config(block_n=H // 2, block_k=64, stages=2, halves=True)
-    agree(run(hopper, given, N, config=tiling), want(given, N), given[0].dtype)
-
-
 @pytest.mark.parametrize("H", [64, 128])
 def test_more_tokens_than_places_in_registers(hopper, H):
     given = arrays(35, 1, 1, H, 64, absent=(3, 34))
     tiling = Config(block_n=64, block_k=64, stages=2)
     agree(run(hopper, given, 1, config=tiling), want(given, 1), given[0].dtype)
-
-
-def test_halves_of_a_head_under_a_norm(hopper):
-    given = arrays(3, 1, 1, 128, 64, bias=True)
-    tiling = Config(block_n=64, block_k=64, stages=2, halves=True)
-    got = run(hopper, given, 1, config=tiling, **norms(128))
-    agree(got, want(given, 1, **norms(128)), "bfloat16")
-
-
-def test_more_halves_than_pairs_of_ctas(hopper):
-    """Three tiles for each: mailboxes are used again."""
-    given = arrays(2, 3, 1, 128, 64)
-    kernel = functools.partial(
-        project_rope_write, num_heads=3, implementation="mosaic",
-        config=Config(block_n=64, block_k=64, stages=2, halves=True),
-    )  # fmt: skip
-    agree(hopper.run(kernel, *given, num_sms=5), want(given, 3), "bfloat16")
 
 
 def test_absent_tokens_are_written_nowhere(hopper):
@@ -247,13 +217,11 @@ def test_lowers(h100, B, N, K, H, D, normed):
 
 
 @pytest.mark.parametrize(("tiling", "B", "H", "fits"), [
-    ("halves", 17, 128, True), ("halves", 64, 128, True), ("halves", 32, 256, True),
-    ("halves", 64, 256, False), ("halves", 8, 64, False),
     ("x1", 64, 64, True), ("x1", 64, 128, True), ("x1", 32, 256, True), ("x1", 64, 256, False),
     ("x2-r96", 64, 64, True), ("x1", 65, 64, False),
 ])  # fmt: skip
 def test_many_tokens_lower(h100, tiling, B, H, fits):
-    """Where their sums, the other halves and the angles fit the registers."""
+    """Where their sums and the angles fit the registers."""
     config = one_launch_config(h100, Heads(4, 1, H), M=B, D=640, tiling=tiling)
     assert (config is not None) == fits
     if fits:
