@@ -36,7 +36,6 @@ _SEPARATE = {
     "dispatch-separate-norms": "add_rms_norm=mosaic",
     "dispatch-joined-rope": "project_rope_write=mosaic",
     "dispatch-separate-rope": "project_rope_write=separate",
-    "dispatch-prefetch": "prefetch=ask",
 }
 SINGLE_STEPS = "dispatch-single-steps"
 _STEPS = 8  # dispatched together

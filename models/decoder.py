@@ -298,13 +298,11 @@ class Decoder(nnx.Module):
         rows = tokens.shape[0] * self.part.num_kv_heads
         counters = jax.new_ref(jnp.zeros((rows,), jnp.int32)) if tokens.shape[1] == 1 else None
         for i, layer in enumerate(self.layers):
-            # Attention may ask for them ahead.
-            later = [following.attention.qkv_proj[...] for following in self.layers[i + 1 : i + 2]]
             local = bool(config.local_layers) and config.local_layers[i]
             x, normed, k_pages[i], v_pages[i] = layer(
                 x, normed, angles.get(local, angles[False]), k_pages[i], v_pages[i],
                 cache.page_table, start, count, next_norm=norms[i + 1], fresh=fresh, shared=shared,
-                counters=counters, later=later,
+                counters=counters,
             )  # fmt: skip
         cache = cache.replace(
             k_pages=tuple(k_pages), v_pages=tuple(v_pages), lengths=cache.lengths + num_tokens

@@ -1,6 +1,5 @@
 """The parts of a decoder layer."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -125,7 +124,6 @@ class Attention(nnx.Module):
         fresh: bool,
         shared: SharedTokens | None = None,
         counters: jax.Ref | None = None,
-        later: Sequence[jax.Array] = (),
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Attend from new tokens to everything before them, and remember their K and V.
 
@@ -140,7 +138,6 @@ class Attention(nnx.Module):
             fresh: Every row starts at 0, so the chunk's own K and V are all there is.
             shared: The tokens, `start` and `num_tokens` are one device's share of this call's.
             counters: As in `decode_attention`; all layers share them.
-            later: Weights that are read after `o_proj`, in order.
 
         Returns:
             What `o_proj` projects back, `[B, T, N·H]`, and both pools.
@@ -177,7 +174,7 @@ class Attention(nnx.Module):
             phi = None if self.phi is None else jnp.asarray(self.phi, jnp.float32)
             out = decode_attention(
                 q, k_pages, v_pages, page_table, lengths, softmax=self.softmax, phi=phi,
-                counters=counters, prefetch=(self.o_proj[...], *later), **options,
+                counters=counters, **options,
             )  # fmt: skip
         else:
             out = attention(
@@ -239,7 +236,6 @@ class DecoderLayer(nnx.Module):
         fresh: bool,
         shared: SharedTokens | None = None,
         counters: jax.Ref | None = None,
-        later: Sequence[jax.Array] = (),
     ) -> tuple[jax.Array, Tokens, jax.Array, jax.Array]:
         """Apply, and normalise for whoever comes next: a product can do that where it ends.
 
@@ -254,14 +250,12 @@ class DecoderLayer(nnx.Module):
             fresh: As in `Attention`.
             shared: As in `Attention`.
             counters: As in `Attention`.
-            later: Weights that are read after this layer's, in order.
 
         Returns:
             The next `x` and `normed`, and both pools.
         """
         heads, k_pages, v_pages = self.attention(
             normed, angles, k_pages, v_pages, *batch, fresh=fresh, shared=shared, counters=counters,
-            later=(self.mlp.gate_up_proj[...], self.mlp.down_proj[...], *later),
         )  # fmt: skip
         x, normed = _project(
             heads, self.attention.o_proj[...], x, self.mlp_norm,

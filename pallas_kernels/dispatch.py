@@ -24,7 +24,6 @@ OPS: dict[str, tuple[str, ...]] = {
     "attention": ("flash_attn3", "cudnn", "tokamax", "xla"),
     "decode_attention": ("mosaic", "xla"),
     "matmul": ("mosaic", "xla"),
-    "prefetch": ("ask", "none"),
     "project_rope_write": ("mosaic", "separate", "xla"),
     "rope_kv_write": ("mosaic", "xla"),
 }

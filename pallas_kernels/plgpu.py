@@ -5,7 +5,6 @@ is named here, and so is the one place that knows what the CPU interpreter canno
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,7 +84,6 @@ __all__ = [
     "load",
     "lower_for_cuda",
     "pl",
-    "prefetch_to_l2",
     "rows_past_the_end",
     "set_max_registers",
     "store",
@@ -189,29 +187,6 @@ def count_arrival(counter, before) -> None:
 
     inline: Any = _mgpu.inline_mgpu(arg_types=(_mgpu.RefType(), _mgpu.RefType()))
     inline(count)(counter, before)
-
-
-def prefetch_to_l2(part) -> None:
-    """Ask for a contiguous part of an array to be brought into the L2 cache; nobody waits for it.
-
-    The interpreter cannot run it.
-
-    Args:
-        part: In global memory, a multiple of 16 bytes.
-    """
-
-    def prefetch(_, part):
-        utils = _mosaic.utils
-        size = math.prod(part.type.shape) * utils.bytewidth(part.type.element_type)
-        utils.inline_ptx(
-            f"@$1 cp.async.bulk.prefetch.L2.global [$0], {size};",
-            utils.memref_ptr(part),
-            utils.single_thread_predicate(utils.ThreadSubset.WARPGROUP),
-            has_side_effects=True,
-        )
-
-    inline: Any = _mgpu.inline_mgpu(arg_types=(_mgpu.RefType(),))
-    inline(prefetch)(part)
 
 
 def interpreting() -> bool:

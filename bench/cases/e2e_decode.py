@@ -28,7 +28,7 @@ from bench.whole_model import (
 
 _NEW_TOKENS = 129  # the first comes from the prefill
 _WARM = 16
-_OTHERS = ("dispatch-joined-rope", "dispatch-separate-rope", "dispatch-prefetch", SINGLE_STEPS)
+_OTHERS = ("dispatch-joined-rope", "dispatch-separate-rope", SINGLE_STEPS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

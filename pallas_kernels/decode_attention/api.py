@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import jax
@@ -21,7 +20,6 @@ from jaxinfer.pallas_kernels.decode_attention.xla import decode_attention_xla
 from jaxinfer.pallas_kernels.device import DeviceSpec, current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
 from jaxinfer.pallas_kernels.observe import notify
-from jaxinfer.pallas_kernels.prefetch import choose_prefetch
 
 MAX_TOKENS = 8
 _NAME = "decode_attention"
@@ -39,7 +37,6 @@ class _Options(TypedDict, total=False):
     phi: Array | None
     kv_layout: KVLayout
     counters: jax.Ref | None
-    prefetch: Sequence[Array]
     implementation: Implementation
     config: Config | None
 
@@ -78,7 +75,6 @@ def decode_attention(
     return_residual: bool = False,
     return_fallbacks: bool = False,
     counters: jax.Ref | None = None,
-    prefetch: Sequence[Array] = (),
     implementation: Implementation = None,
     config: Config | None = None,
 ) -> Array | tuple[Array, ...]:
@@ -117,10 +113,6 @@ def decode_attention(
             the call is over. CTAs count in them which of a request's keys are done. Calls that
             follow each other, such as those of the layers of a step, may share one: each call
             without takes a launch more to set its own to zero.
-        prefetch: Matrices that will be read next, in order, such as the weights of the products
-            that follow. Where `"prefetch=ask"` is forced, `mosaic` asks for up to 16 MiB of them
-            to be brought into the L2 cache once its own last keys are on their way. Results do not
-            depend on it.
         implementation: `"mosaic"`, `"xla"`, several in order, or None for the measured choice.
         config: Tiling of the Mosaic kernel; default: measured, else by heuristic.
 
@@ -178,14 +170,10 @@ def decode_attention(
     unified = _is_unified(softmax, phi)
     if counters is not None:
         _check_counters(counters, query.shape[0] * K)
-    for array in prefetch:
-        if array.ndim != 2:
-            raise ValueError(f"prefetch must hold matrices; got shape {array.shape}")
     call = functools.partial(
         _dispatch, query, k_pages, v_pages, page_table, lengths, counters=counters,
-        prefetch=prefetch, scale=float(scale), left_window=left_window,
-        logits_softcap=logits_softcap, kv_layout=kv_layout, unified=unified,
-        phi=phi if unified else None,
+        scale=float(scale), left_window=left_window, logits_softcap=logits_softcap,
+        kv_layout=kv_layout, unified=unified, phi=phi if unified else None,
     )  # fmt: skip
     out, lse, fallbacks = call(implementation=implementation, config=config)
     if unified and fallbacks is not None:
@@ -197,7 +185,7 @@ def decode_attention(
 
 def _dispatch(
     query, k_pages, v_pages, page_table, lengths,
-    *, unified, phi, counters, prefetch, implementation, config, **options,
+    *, unified, phi, counters, implementation, config, **options,
 ):  # fmt: skip
     device = current_device()
     arrays = (query, k_pages, v_pages, page_table, lengths)
@@ -219,7 +207,6 @@ def _dispatch(
         *found, counted = decode_attention_mosaic(
             *arrays, **options, unified=unified, phi=phi, config=chosen, num_sms=device.num_sms,
             counters=None if counters is None else counters[...],
-            prefetch=choose_prefetch(prefetch),
         )  # fmt: skip
         if counters is not None:
             counters[...] = counted

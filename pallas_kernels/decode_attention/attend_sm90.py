@@ -31,7 +31,7 @@ from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import (
 from jaxinfer.pallas_kernels.plgpu import pl
 
 
-def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi, counters, later):
+def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi, counters):
     """Compute every piece; one that is all of a request is its result.
 
     Args:
@@ -44,7 +44,6 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi, count
         phi: `[B·K, rows]` float32, reference of every row in base 2, if `shape.softmax` wants it.
         counters: Reference to `[B·K]` int32 zeros: pieces that are there, while it runs. None with
             a second pass.
-        later: The arrays that `shape.prefetch` is about.
 
     Returns:
         Output `[B·K, R, H]` and natural lse `[B·K, rows]`; with a second pass written for requests
@@ -91,7 +90,7 @@ def attend(shape: Shape, rows, k_pages, v_pages, page_table, lengths, phi, count
         compiler_params=plgpu.COMPILER,
     )
     counting = () if counters is None else (counters,)
-    return kernel(rows, k_pages, v_pages, page_table, lengths, phi, *counting, *later)
+    return kernel(rows, k_pages, v_pages, page_table, lengths, phi, *counting)
 
 
 def _body(
@@ -101,7 +100,6 @@ def _body(
     k_ready, v_ready, k_free, v_free, judged,
 ):  # fmt: skip
     counters_gmem, refs = (None, refs) if shape.second_pass else (refs[0], refs[1:])
-    later, refs = refs[: len(shape.prefetch)], refs[len(shape.prefetch) :]
     out_gmem, lse_gmem, piece_out, piece_lse, firsts_gmem, violations_gmem = refs
     cta = lax.axis_index("cta")
     role = lax.axis_index("role")
@@ -160,8 +158,6 @@ def _body(
                 firsts_gmem[shape.B] = start.share
 
         load(0)
-        for part, array in zip(shape.prefetch, later, strict=True):
-            part.ask(array, cta=cta, ctas=shape.groups * shape.K)
         loaded = units
         if is_unified:
             plgpu.barrier_wait(judged)

@@ -20,7 +20,6 @@ from jaxinfer.pallas_kernels.decode_attention.merge_sm90 import merge_pieces
 from jaxinfer.pallas_kernels.decode_attention.plan import num_groups
 from jaxinfer.pallas_kernels.decode_attention.shape import Config, Shape
 from jaxinfer.pallas_kernels.decode_attention.softmax_sm90 import LOG2E
-from jaxinfer.pallas_kernels.prefetch import plan_prefetch
 
 
 # Layers that call alike share one trace and one lowering.
@@ -49,7 +48,6 @@ def decode_attention_mosaic(
     unified: bool = False,
     phi: jax.Array | None = None,
     counters: jax.Array | None = None,
-    prefetch: tuple[jax.Array, ...] = (),
     kv_layout: KVLayout = "PKpH",
     config: Config,
     num_sms: int,
@@ -67,19 +65,18 @@ def decode_attention_mosaic(
         B=B, T=T, K=K, G=N // K, H=H, page_size=page_size, kv_layout=kv_layout, config=config,
         groups=num_groups(num_ctas=num_sms * config.ctas_per_sm, num_kv_heads=K),
         scale=scale, left_window=left_window, softcap=logits_softcap, softmax=softmax,
-        capacity=page_table.shape[1] * page_size, prefetch=plan_prefetch(prefetch),
-        interpreted=plgpu.interpreting(),
+        capacity=page_table.shape[1] * page_size, interpreted=plgpu.interpreting(),
     )  # fmt: skip
     # Rows of one KV head side by side: [B·K, R, H] (free for T = 1).
     rows = query.reshape(B, T, K, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B * K, -1, H)
     rows = jnp.pad(rows, ((0, 0), (0, shape.held_rows - shape.R), (0, 0)))
     arrays = (rows, k_pages, v_pages, page_table, lengths, _phi_of_rows(shape, phi))
     if shape.second_pass:
-        *found, again = attend(shape, *arrays, None, prefetch)
+        *found, again = attend(shape, *arrays, None)
         out, lse = merge_pieces(shape, lengths, *found)
     else:
         counting = jax.new_ref(jnp.zeros((B * K,), jnp.int32) if counters is None else counters)
-        out, lse, *_, again = attend(shape, *arrays, counting, prefetch)
+        out, lse, *_, again = attend(shape, *arrays, counting)
         counters = jax.freeze(counting)
     out = out.reshape(B, K, T, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
     lse = lse[:, : shape.R].reshape(B, K, T, shape.G).transpose(0, 2, 1, 3).reshape(B, T, N)

@@ -5,7 +5,6 @@ from typing import Literal
 
 from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout
 from jaxinfer.pallas_kernels.decode_attention.plan import Division
-from jaxinfer.pallas_kernels.prefetch import Prefetch
 
 Softmax = Literal["online", "unified", "unified by phi"]
 
@@ -54,8 +53,7 @@ def tile_rows(R: int) -> int:
 class Shape:
     """Static sizes; R query rows (t, g) share a KV head, padded to `rows` (a multiple of 8).
 
-    `capacity` is the most keys that a request's part of the page table has room for, `prefetch` is
-    of what comes next.
+    `capacity` is the most keys that a request's part of the page table has room for.
     """
 
     B: int
@@ -72,7 +70,6 @@ class Shape:
     softcap: float | None
     softmax: Softmax
     capacity: int
-    prefetch: tuple[Prefetch, ...] = ()
     interpreted: bool = False
 
     @property

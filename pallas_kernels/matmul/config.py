@@ -28,7 +28,7 @@ class Tiling:
         cluster: As in `Config`.
         split: As in `Config`.
         ring_kib: Most that the weights in the ring take, KiB; 0: as many stages as fit, at most 12.
-            What deep rings wait for is spread over more of the memory, which then reads slower.
+            With more requests on their way than needed memory reads more slowly.
     """
 
     block_n: int
