@@ -1,11 +1,11 @@
 """Whether the device holds a KV cache of the size that was asked for."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import psutil
 
 from jaxinfer.engine.config import EngineConfig
 from jaxinfer.errors import KVCacheFullError
@@ -53,12 +53,13 @@ def room_for(
 
 
 def _memory_bytes(devices: Sequence[Any]) -> int | None:
-    """Free memory of the fullest device, if all tell; a CPU's share of all, as others come and go.
+    """Free memory of the fullest device, if all tell.
 
-    Devices of a CPU are divisions of one memory.
+    A CPU has what Linux would find without swapping: with less than the cache needs it does not
+    refuse, it ends the process later. Devices of a CPU are divisions of one memory.
     """
     if jax.default_backend() == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(devices)
+        return psutil.virtual_memory().available // len(devices)
     stats = [device.memory_stats() or {} for device in devices]
     if not all("bytes_limit" in known for known in stats):
         return None

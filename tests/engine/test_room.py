@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import psutil
 import pytest
 
 from jaxinfer.engine.config import EngineConfig
@@ -44,3 +45,12 @@ def test_a_device_that_does_not_tell_is_tried(monkeypatch):
 
     with pytest.raises(KVCacheFullError, match=r"takes \d+\.\d GB; lower num_gpu_blocks_override"):
         make()
+
+
+def test_what_others_left_on_a_cpu_counts(monkeypatch):
+    left = SimpleNamespace(available=4 * PAGE_BYTES, total=100 * PAGE_BYTES)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: left)
+    with room_for(sizes(4), MODEL):
+        pass
+    with pytest.raises(KVCacheFullError, match=r"5 pages of 16 tokens .*lower num_gpu_blocks"):
+        room_for(sizes(5), MODEL).__enter__()
