@@ -69,6 +69,7 @@ class PagedKVCache:
         Raises:
             ValueError: a size that is not positive, or a page size that kernels lack.
             TypeError: a dtype that is not floating.
+            jax.errors.JaxRuntimeError: the device lacks the memory (RESOURCE_EXHAUSTED).
         """
         check_floating(dtype)
         if page_size not in PAGE_SIZES:

@@ -92,6 +92,12 @@ def test_bad_sizes(fields, match):
         create(**fields)
 
 
+@pytest.mark.parametrize("fields", [{"max_len": 10**15}, {"num_pages": 10**12}], ids=str)
+def test_more_than_the_device_has(fields):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        create(**fields)
+
+
 def test_unknown_fields_are_refused_by_name():
     with pytest.raises(TypeError, match="pagesize"):
         create(pagesize=16)
