@@ -53,8 +53,8 @@ def softmax_of_layers(
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not a calibration, or one of another number of layers, or for a dtype
-            whose sums are trusted in another range.
+        ValueError: it is missing or a folder, it is not a calibration, or one of another number of
+            layers, or for a dtype whose sums are trusted in another range.
     """
     calibration = softmax_calibration(softmax)
     if calibration is None:
@@ -82,6 +82,8 @@ def softmax_calibration(softmax: str | Path) -> "SoftmaxCalibration | None":
     path = Path(softmax)
     if not path.exists():
         raise ValueError(f"softmax must be online, unified or a calibration; there is no {path}")
+    if path.is_dir():
+        raise ValueError(f"softmax must be online, unified or a calibration; {path} is a folder")
     return SoftmaxCalibration.load(path)
 
 

@@ -109,8 +109,9 @@ class LLM:
             UnsupportedModelError: its architecture or quantisation is not implemented.
             DownloadError: it has to be fetched, and that failed.
             KVCacheFullError: no memory is left for the cache.
-            ValueError: a size, dtype, mesh or implementation that does not exist here, or a
-                negative seed.
+            ValueError: a size, dtype, mesh, implementation or softmax that does not exist here, a
+                calibration that is none or another model's, or a negative seed.
+            OSError: the file of a calibration cannot be read.
             TypeError: a model that is neither a name, a path nor a pair, or a size that is no
                 integer.
         """
@@ -241,16 +242,22 @@ class LLM:
 
         Raises:
             ValueError: no messages, no chat template, or a template that refuses the messages.
-            TypeError: messages that are not a list, or content that is not text.
+            TypeError: messages, or one of several conversations, that are no list, or content that
+                is not text.
         """
-        if isinstance(messages, str | Mapping):
-            raise TypeError(
-                f"messages must be a list of {{'role': …, 'content': …}}; got {messages!r:.80}"
-            )
+        form = "{'role': …, 'content': …}"
+        if not _is_list(messages):
+            raise TypeError(f"messages must be a list of {form}; got {messages!r:.80}")
         if not messages:
             raise ValueError("messages is empty; give at least one message")
         single = isinstance(messages[0], Mapping)
         conversations = [messages] if single else messages
+        for i, conversation in enumerate(conversations):
+            if not _is_list(conversation):
+                raise TypeError(
+                    f"messages must be a list of {form}, or a list of such lists; "
+                    f"got {conversation!r:.80} as messages[{i}]"
+                )
         batch = []
         for i, conversation in enumerate(
             cast("Sequence[Sequence[Mapping[str, str]]]", conversations)
@@ -348,6 +355,11 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[tuple[str, Prompt]]:
     if (len(prompts) or is_array) and all(map(_is_token, prompts)):
         return [("prompts", cast("Sequence[int]", prompts))]
     return [(f"prompts[{i}]", prompt) for i, prompt in enumerate(cast("Sequence[Prompt]", prompts))]
+
+
+def _is_list(value: object) -> bool:
+    """Whether messages or conversations may be in it: texts and bytes are sequences too."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
 
 
 def _is_scalar(value: object) -> bool:

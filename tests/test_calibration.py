@@ -318,6 +318,7 @@ def test_references_that_do_not_fit(model, modes, phi, message):
     ("softmax", "layers", "message"),
     [
         ("fast", 2, "softmax must be online, unified or a calibration; there is no fast"),
+        (".", 2, "softmax must be online, unified or a calibration; . is a folder"),
         ("softmax.json", 3, "softmax.json is of a model of 2 layers; this one has 3"),
     ],
 )
@@ -372,6 +373,11 @@ def test_llm_takes_a_softmax(model, found, tmp_path, monkeypatch):
         np.testing.assert_array_equal(came[number], np.float32(layer["phi"]))
     with pytest.raises(ValueError, match="there is no fast"):
         LLM((model, byte_tokenizer(eos_id=None)), softmax="fast")
+    with pytest.raises(ValueError, match=rf"calibration; {tmp_path} is a folder"):
+        LLM((model, byte_tokenizer(eos_id=None)), softmax=tmp_path)
+    monkeypatch.setattr(Path, "read_text", Mock(side_effect=PermissionError("no access")))
+    with pytest.raises(OSError, match="no access"):
+        LLM((model, byte_tokenizer(eos_id=None)), softmax=tmp_path / "softmax.json")
 
 
 @pytest.mark.parametrize(
