@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinfer.models.cache import PagedKVCache
+from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import forward
 from jaxinfer.pallas_kernels.attention.mask import Visibility
@@ -261,13 +262,9 @@ def calibrate_softmax(
     Memory: 4·N·window² bytes for the logits of one layer.
     """
     ids = np.asarray(token_ids, np.int32)[:max_tokens]
-    longest = model.config.max_position_embeddings
     if model.parallel is not None:
         raise ValueError("calibration needs a model on one device; this one is divided")
-    if not 2 <= window <= longest:
-        raise ValueError(f"window must be 2 to {longest} tokens; got {window}")
-    if ids.size < 2:
-        raise ValueError(f"calibration needs a text of at least 2 tokens; got {ids.size}")
+    check_input(model.config, ids, window)
     window = min(window, ids.size)
     dtype = jnp.dtype(model.embed[...].dtype)
     windows = ids[: ids.size // window * window].reshape(-1, 1, window)
@@ -289,6 +286,19 @@ def calibrate_softmax(
         model=name, dtype=dtype.name, tokens=int(windows.size), window=window,
         layers=tuple(layer_softmax(statistics, dtype) for statistics in found),
     )  # fmt: skip
+
+
+def check_input(config: DecoderConfig, token_ids: Sequence[int] | np.ndarray, window: int) -> None:
+    """Refuse what does not suit a model, which need not be loaded for it.
+
+    Raises:
+        ValueError: as `calibrate_softmax` does.
+    """
+    longest = config.max_position_embeddings
+    if not 2 <= window <= longest:
+        raise ValueError(f"window must be 2 to {longest} tokens; got {window}")
+    if len(token_ids) < 2:
+        raise ValueError(f"calibration needs a text of at least 2 tokens; got {len(token_ids)}")
 
 
 _BIN, _BINS = 0.25, 8192  # nats, and bins centred on 0; the outermost hold everything beyond

@@ -239,6 +239,7 @@ def test_the_command(tmp_path):
                "--window", "64", "--max-tokens", "200")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "one reference per head serves 2 of 2 layers" in done.stdout
+    assert done.stdout.endswith(f"192 of 740 tokens, in windows of 64; written to {out}\n")
     assert "calibrate: 192 tokens" in done.stderr
     assert SoftmaxCalibration.load(out).tokens == 192
     done = run("calibrate", "softmax", str(model), "--text", str(text), "--out", str(out), "--json")
@@ -262,6 +263,25 @@ def test_bad_input_of_the_command(options, message):
     done = run("calibrate", "softmax", "default", *text, *options)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "window", "message"),
+    [
+        ("some text", "513", "--window must be 2 to 512 tokens; got 513"),
+        ("a", "64", "calibration needs a text of at least 2 tokens; got 1"),
+    ],
+)
+def test_what_does_not_suit_the_model_is_refused_before_loading(
+    tmp_path, capsys, monkeypatch, text, window, message
+):
+    model = str(write_tiny_model(tmp_path / "model"))
+    monkeypatch.setattr("jaxinfer.cli.calibrate.load_weights", None)
+    (tmp_path / "text").write_text(text)
+    options = ["--text", str(tmp_path / "text"), "--out", str(tmp_path / "out")]
+    assert main(["calibrate", "softmax", model, *options, "--window", window]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_modes_of_a_model(found, model, tmp_path):
@@ -431,8 +451,9 @@ def test_a_result_that_cannot_be_written_afterwards(tmp_path, capsys, monkeypatc
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "scratch")
 
+    opened = Mock(config=DecoderConfig.tiny()), byte_tokenizer()
     monkeypatch.setattr(Path, "write_text", full)
-    monkeypatch.setattr("jaxinfer.cli.calibrate.open_model", lambda *_: (Mock(), Mock()))
+    monkeypatch.setattr("jaxinfer.cli.calibrate.open_model", lambda *_: opened)
     monkeypatch.setattr("jaxinfer.cli.calibrate.load_weights", Mock())
     layers = SoftmaxCalibration(model="", dtype="float32", tokens=2, window=2, layers=())
     monkeypatch.setattr("jaxinfer.calibration.calibrate_softmax", lambda *_, **__: layers)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from jaxinfer.cli.answer import counted
 from jaxinfer.cli.errors import UsageError
 from jaxinfer.cli.eval import read_text
 from jaxinfer.cli.loading import load_weights, open_model
@@ -38,9 +39,9 @@ class Calibrate(Output):
     out: Annotated[Path, arg(metavar="FILE")] = Path("softmax.json")
     """Where the result goes; a file that is there is replaced."""
     window: int = 512
-    """Tokens that attend to each other."""
+    """Tokens that attend to each other; the end of a text that fills no window is left out."""
     max_tokens: Annotated[
-        int | None, arg(metavar="INT", help_behavior_hint="(default: the whole text)")
+        int | None, arg(metavar="INT", help_behavior_hint="(default: all that fill windows)")
     ] = None
     """Use only the first tokens of the text."""
     dtype: Annotated[
@@ -63,7 +64,7 @@ class Calibrate(Output):
             raise UsageError(f"{self.out} is a folder: name a file")
         if not self.out.parent.is_dir():
             raise UsageError(f"{self.out.parent} is not a folder")
-        from jaxinfer.calibration import calibrate_softmax, check_target
+        from jaxinfer.calibration import calibrate_softmax, check_input, check_target
 
         try:
             check_target(self.out)  # before anything is downloaded or computed
@@ -71,10 +72,12 @@ class Calibrate(Output):
             raise UsageError(f"cannot write {self.out}: {error.strerror}") from error
         reporter = self.reporter()
         checkpoint, tokenizer = open_model(self.model, reporter)
+        ids = tokenizer.encode(text)
+        check_input(checkpoint.config, ids, self.window)  # before weights are read
         model = load_weights(checkpoint, self.dtype, reporter)
         with reporter.task("calibrate", unit="tokens") as progress:
             found = calibrate_softmax(
-                model, tokenizer.encode(text), name=checkpoint.path, window=self.window,
+                model, ids, name=checkpoint.path, window=self.window,
                 max_tokens=self.max_tokens, progress=progress,
             )  # fmt: skip
         try:
@@ -85,7 +88,8 @@ class Calibrate(Output):
             print(json.dumps(found.as_dict()))
             return 0
         print("\n".join(table(found)))
-        print(f"{found.tokens} tokens; written to {self.out}")
+        used = f"{found.tokens} of {counted(len(ids), 'token')}, in windows of {found.window}"
+        print(f"{used}; written to {self.out}")
         return 0
 
 
