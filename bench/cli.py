@@ -34,7 +34,7 @@ class Run:
     op: str = ""
     """Which op; see `python -m bench list`. Several with commas; default: all."""
     e2e: Literal["", "prefill", "decode"] = ""
-    """Short for --op e2e_prefill or --op e2e_decode."""
+    """Short for e2e_prefill or e2e_decode among those of --op."""
     impl: str = ""
     """Implementations, with commas; default: all."""
     case: str = ""
@@ -61,11 +61,12 @@ class Run:
         checks.check_numbers(repeats=self.repeats, devices=self.devices)
         if self.json is not None:
             checks.check_json(self.json)
-        names = [f"e2e_{self.e2e}"] if self.e2e else self.op.split(",") if self.op else registry.OPS
+        asked = self.op.split(",") if self.op else []
+        names = [*asked, *([f"e2e_{self.e2e}"] if self.e2e else [])] or registry.OPS
         wanted = [name for name in self.impl.split(",") if name]
         chosen = {op: self._cases(op, wanted) for op in names}
         # Among all ops, one that needs more devices is reported and the others are measured.
-        if "ring_attention" in self.op.split(","):
+        if "ring_attention" in asked:
             checks.check_devices(self.devices)
         machine = rows.Machine.here(self.commit)
         if self.save and machine.commit.endswith("-dirty"):
@@ -121,9 +122,10 @@ class List:
 
         checks.check_numbers(devices=self.devices)
         for op in [self.op] if self.op else registry.OPS:
-            print(op)
             devices = self.devices if self.op or op == "ring_attention" else None
-            for case in registry.cases_of(op, devices=devices):
+            cases = registry.cases_of(op, devices=devices)
+            print(op)
+            for case in cases:
                 if self.tag in (case.tag, "all") or (self.tag is None and case.tag != "ci"):
                     print(f"  {case.name:44} {', '.join(case.implementations)}")
         return 0

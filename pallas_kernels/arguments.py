@@ -1,9 +1,12 @@
-"""Checks of arguments that both attentions take."""
+"""Checks of arguments that several ops take."""
 
 import operator
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
+_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
@@ -28,7 +31,61 @@ def window_sides(window: int | tuple[int, int] | None) -> tuple[int, int] | None
     return left, right
 
 
+def check_arrays(**arrays: Any) -> None:
+    """Raise TypeError for arguments, by name, that are no arrays: of JAX, of NumPy or traced."""
+    for name, array in arrays.items():
+        if not (hasattr(array, "shape") and hasattr(array, "dtype")):
+            raise TypeError(f"{name} must be an array; got {_kind(array)}")
+
+
+def check_dtype(name: str, array: Any) -> None:
+    """Raise TypeError for an array of a dtype that no op computes with."""
+    if array.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16; got {array.dtype}")
+
+
+def check_config(config: Any, kind: type) -> None:
+    """Raise TypeError for a tiling that is not of the op's class."""
+    if config is not None and not isinstance(config, kind):
+        raise TypeError(f"config must be a {kind.__module__}.{kind.__name__}; got {_kind(config)}")
+
+
 def check_softcap(softcap: float | None) -> None:
-    """Raise ValueError for a soft cap by which float32 cannot divide and multiply."""
-    if softcap is not None and not _TINY <= softcap <= _HUGE:
+    """Raise for a soft cap by which float32 cannot divide and multiply.
+
+    Raises:
+        ValueError: it is too small or too large.
+        TypeError: it is no number.
+    """
+    if softcap is not None and not _TINY <= _number("logits_softcap", softcap) <= _HUGE:
         raise ValueError(f"logits_softcap must be positive and finite in float32; got {softcap}")
+
+
+def as_scale(scale: float | None, *, head_dim: int) -> float:
+    """The factor on q·k; default 1/sqrt(H).
+
+    Raises:
+        ValueError: it is not finite in float32.
+        TypeError: it is no number.
+    """
+    if scale is None:
+        return head_dim**-0.5
+    number = _number("scale", scale)
+    if not abs(number) <= _HUGE:
+        raise ValueError(f"scale must be finite in float32; got {scale}")
+    return number
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, str):  # float() would read it
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError) as error:  # a traced value among them
+        raise TypeError(
+            f"{name} must be a number, known when the call is traced; got {_kind(value)}"
+        ) from error
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else type(value).__name__

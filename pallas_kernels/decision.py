@@ -67,7 +67,7 @@ def parse[C](
         check: Raises ValueError for a tiling that does not suit the call.
 
     Raises:
-        KeyError, TypeError, ValueError: it cannot be used.
+        KeyError, OverflowError, TypeError, ValueError: it cannot be used.
     """
     implementation, config = entry["implementation"], default
     if implementation not in _IMPLEMENTATIONS:

@@ -308,7 +308,8 @@ def _order(
             if only == op:
                 raise ValueError(_must_be(op, candidates, name))
         return list(preferred)
-    names = [implementation] if isinstance(implementation, str) else list(implementation)
+    several = isinstance(implementation, list | tuple)
+    names: list[Any] = list(implementation) if several else [implementation]
     unknown = [name for name in names if name not in candidates]
     if unknown or not names:
         raise ValueError(_must_be(op, candidates, implementation))

@@ -5,6 +5,8 @@ is named here, and so is the one place that knows what the CPU interpreter canno
 """
 
 import contextlib
+import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,6 +102,7 @@ __all__ = [
 _store = getattr(_mgpu, "store", None)
 
 _interpreting: list[bool] = [False]
+_THREADS = 8  # of XLA, with which no kernel was seen to hang in the interpreter
 
 
 def store(ref, value: jax.Array, *, optimized: bool = True) -> None:
@@ -194,12 +197,27 @@ def interpreting() -> bool:
     return _interpreting[-1]
 
 
+def _threads_of_xla() -> int:
+    wanted = os.environ.get("NPROC", "")
+    return int(wanted) if wanted.isdecimal() else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def interpret(spec: DeviceSpec = H100, *, detect_races: bool = True) -> Iterator[None]:
     """Run Mosaic GPU kernels on the CPU, as if on `spec`, with race detection.
 
-    For tests. Kernels are slow here (seconds for small shapes).
+    For tests. Kernels are slow here (seconds for small shapes). Every barrier that waits blocks a
+    thread of XLA's pool, and one no larger than that waits for ever; where it may be too small a
+    warning says so. Its size is that of the environment variable `NPROC` when JAX starts, else the
+    number of cores.
     """
+    if (threads := _threads_of_xla()) < _THREADS:
+        warnings.warn(
+            f"the interpreter of kernels may wait for ever with the {threads} threads that XLA has "
+            f"here: set NPROC={_THREADS} in the environment",
+            RuntimeWarning,
+            stacklevel=3,  # past contextlib, to the `with`
+        )
     device = jax.sharding.AbstractDevice(
         device_kind=spec.name, platform="gpu", num_cores=spec.num_sms
     )

@@ -26,6 +26,8 @@ from jaxinfer.pallas_kernels.device import DeviceSpec
 logger = logging.getLogger("jaxinfer")
 
 FORMAT = 1
+# Of what is no JSON, is nested too deeply, has other fields or numbers that no float holds.
+_DAMAGED = (KeyError, OverflowError, RecursionError, TypeError, ValueError)
 
 _ignored: set[tuple[str, str]] = set()
 _without: set[str] = set()  # ops of which it was said that they have no file
@@ -54,7 +56,7 @@ def load(file: Traversable) -> dict[str, dict[str, Any]]:
             if not isinstance(entry, dict):
                 raise ValueError(f"entry {key!r} must be an object; got {entry!r}")
         return entries
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, *_DAMAGED) as error:
         logger.warning("ignoring tuning data %s (%s); others or the heuristic decide", file, error)
         return {}
 
@@ -104,12 +106,13 @@ def choice[T](
         op: Name of the op.
         device: What the call runs on.
         key: Name of the call's shape.
-        parse: Raises KeyError, TypeError or ValueError for an entry that cannot be used.
+        parse: Raises one of KeyError, OverflowError, TypeError and ValueError for an entry that
+            cannot be used.
     """
     for file, entry in lookup(op, device, key):
         try:
             return parse(entry)
-        except (KeyError, TypeError, ValueError) as error:
+        except _DAMAGED as error:
             if (file, key) not in _ignored:
                 _ignored.add((file, key))
                 logger.warning(
@@ -166,7 +169,7 @@ def _entries_of(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         version = json.loads(path.read_text(encoding="utf-8"))["format"]
-    except (ValueError, KeyError, TypeError):
+    except _DAMAGED:
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)
         logger.warning("%s is damaged; it is now %s", path, aside)

@@ -1,13 +1,18 @@
 """`attention`: the public function."""
 
 import functools
-import math
 from typing import Literal, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinfer.pallas_kernels.arguments import check_softcap, window_sides
+from jaxinfer.pallas_kernels.arguments import (
+    as_scale,
+    check_arrays,
+    check_dtype,
+    check_softcap,
+    window_sides,
+)
 from jaxinfer.pallas_kernels.attention.config import preferred
 from jaxinfer.pallas_kernels.attention.cudnn import attention_cudnn
 from jaxinfer.pallas_kernels.attention.cudnn_residual import attention_cudnn_residual
@@ -21,7 +26,6 @@ from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, choose
 from jaxinfer.pallas_kernels.observe import notify
 
-_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 _FAR = 2**30  # No position is so far from another, and int32 has room for a position beside it.
 
 
@@ -111,7 +115,8 @@ def attention(
     >>> attention(x, x, x, is_causal=True).shape
     (1, 3, 2, 8)
     """
-    _check(query, key, value, page_table, logits_softcap, scale)
+    _check(query, key, value, page_table, logits_softcap)
+    scale = as_scale(scale, head_dim=query.shape[-1])
     left, right = _window(local_window_size)
     B = query.shape[0]
     starts_at_zero = q_offset is None or (isinstance(q_offset, int) and q_offset == 0)
@@ -131,8 +136,7 @@ def attention(
     if page_table is not None:
         key, value = gather_pages(key, page_table), gather_pages(value, page_table)
     arrays = (query, key, value, visibility)
-    options = {"logits_softcap": logits_softcap}
-    options["scale"] = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    options = {"logits_softcap": logits_softcap, "scale": scale}
     notify("attention", query=query, key=key, value=value, visibility=visibility, **options)
     device = current_device()
     extra = {
@@ -164,7 +168,8 @@ def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | Non
     return left, right
 
 
-def _check(query, key, value, page_table, softcap, scale) -> None:
+def _check(query, key, value, page_table, softcap) -> None:
+    check_arrays(query=query, key=key, value=value)
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.ndim != 4:
             raise ValueError(f"{name} must have 4 dimensions; got shape {array.shape}")
@@ -184,6 +189,7 @@ def _check(query, key, value, page_table, softcap, scale) -> None:
             f"query heads must be a multiple of KV heads; got N={query.shape[2]} and K={heads}"
         )
     if page_table is not None:
+        check_arrays(page_table=page_table)
         if page_table.ndim != 2 or page_table.shape[0] != query.shape[0]:
             raise ValueError(
                 f"page_table must be [B, M] with B={query.shape[0]}; got {page_table.shape}"
@@ -197,11 +203,8 @@ def _check(query, key, value, page_table, softcap, scale) -> None:
             f"query, key and value must have one dtype; "
             f"got {query.dtype}, {key.dtype}, {value.dtype}"
         )
-    if query.dtype not in _DTYPES:
-        raise TypeError(f"query must be float32, bfloat16 or float16; got {query.dtype}")
+    check_dtype("query", query)
     check_softcap(softcap)
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"scale must be finite; got {scale}")
 
 
 @overload
@@ -212,6 +215,7 @@ def _per_row(name: str, values: Array | None, B: int) -> Array | None:
     """An argument with one integer per row, as int32."""
     if values is None:
         return None
+    check_arrays(**{name: values})
     if jnp.shape(values) != (B,):
         raise ValueError(f"{name} must have shape [B] with B={B}; got {jnp.shape(values)}")
     if not jnp.issubdtype(values.dtype, jnp.integer):

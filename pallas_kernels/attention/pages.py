@@ -1,5 +1,6 @@
 """From pages to a contiguous sequence."""
 
+import jax.numpy as jnp
 from jaxtyping import Array, Int, Num
 
 
@@ -9,5 +10,5 @@ def gather_pages(
     """Copy the pages of every row into one sequence of S = M·p tokens."""
     _, K, p, H = pages.shape
     B, M = page_table.shape
-    gathered = pages.at[page_table].get(mode="clip")  # [B, M, K, p, H]
+    gathered = jnp.asarray(pages).at[page_table].get(mode="clip")  # [B, M, K, p, H]
     return gathered.transpose(0, 1, 3, 2, 4).reshape(B, M * p, K, H)

@@ -1,7 +1,6 @@
 """`decode_attention`: the public function."""
 
 import functools
-import math
 from typing import Any, Literal, TypedDict, Unpack, get_args, overload
 
 import jax
@@ -10,7 +9,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Integer
 
-from jaxinfer.pallas_kernels.arguments import check_softcap, window_sides
+from jaxinfer.pallas_kernels.arguments import (
+    as_scale,
+    check_arrays,
+    check_config,
+    check_dtype,
+    check_softcap,
+    window_sides,
+)
 from jaxinfer.pallas_kernels.debug import checked_pages
 from jaxinfer.pallas_kernels.decode_attention import config as configs
 from jaxinfer.pallas_kernels.decode_attention.layout import KVLayout, cut, sizes
@@ -24,7 +30,6 @@ from jaxinfer.pallas_kernels.observe import notify
 MAX_TOKENS = 8
 _NAME = "decode_attention"
 Softmax = Literal["auto", "online", "unified"]
-_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16)
 
 
 class _Options(TypedDict, total=False):
@@ -146,13 +151,15 @@ def decode_attention(
     >>> decode_attention(jnp.ones((1, 1, 2, 8)), pages, pages, table, lengths).shape
     (1, 1, 2, 8)
     """
+    check_arrays(query=query, k_pages=k_pages, v_pages=v_pages, lengths=lengths)
+    check_config(config, Config)
+    if kv_layout not in get_args(KVLayout):
+        raise ValueError(f"kv_layout must be one of {get_args(KVLayout)}; got {kv_layout!r}")
     if page_table is None:
         _check_contiguous(query, k_pages, v_pages)
         k_pages, page_table = cut(k_pages)
         v_pages, _ = cut(v_pages)
         kv_layout = "PpKH"
-    elif kv_layout not in get_args(KVLayout):
-        raise ValueError(f"kv_layout must be one of {get_args(KVLayout)}; got {kv_layout!r}")
     _check(query, k_pages, v_pages, page_table, lengths, logits_softcap, kv_layout)
     num_pages, K, page_size = sizes(k_pages.shape, kv_layout)
     page_table, reached = checked_pages(
@@ -162,17 +169,14 @@ def decode_attention(
     # Positions are differences of lengths: those of a narrow or unsigned type would wrap.
     page_table, lengths = page_table.astype(jnp.int32), lengths.astype(jnp.int32)
     left_window = _left_window(local_window_size, capacity=page_table.shape[1] * page_size)
-    if scale is None:
-        scale = float(query.shape[-1] ** -0.5)
-    elif not math.isfinite(scale):
-        raise ValueError(f"scale must be finite; got {scale}")
+    scale = as_scale(scale, head_dim=query.shape[-1])
     phi = _as_phi(phi, query.shape[2])
     unified = _is_unified(softmax, phi)
     if counters is not None:
         _check_counters(counters, query.shape[0] * K)
     call = functools.partial(
         _dispatch, query, k_pages, v_pages, page_table, lengths, counters=counters,
-        scale=float(scale), left_window=left_window, logits_softcap=logits_softcap,
+        scale=scale, left_window=left_window, logits_softcap=logits_softcap,
         kv_layout=kv_layout, unified=unified, phi=phi if unified else None,
     )  # fmt: skip
     out, lse, fallbacks = call(implementation=implementation, config=config)
@@ -248,22 +252,25 @@ def _check_counters(counters, size: int) -> None:
 
 
 def _check_contiguous(query, key, value) -> None:
-    for name, array in (("key", key), ("value", value)):
+    for name, array in (("k_pages", key), ("v_pages", value)):
         if array.ndim != 4:
             raise ValueError(
                 f"{name} must be [B, S, K, H] where there is no page_table; got shape {array.shape}"
             )
     if key.shape != value.shape:
-        raise ValueError(f"key and value must have one shape; got {key.shape} and {value.shape}")
+        raise ValueError(
+            f"k_pages and v_pages must have one shape; got {key.shape} and {value.shape}"
+        )
     if query.ndim == 4 and key.shape[0] != query.shape[0]:
         raise ValueError(
-            f"query and key must have one row per request; got {query.shape} and {key.shape}"
+            f"query and k_pages must have one row per request; got {query.shape} and {key.shape}"
         )
     if key.size == 0:
-        raise ValueError(f"key must not be empty; got shape {key.shape}")
+        raise ValueError(f"k_pages must not be empty; got shape {key.shape}")
 
 
 def _check(query, k_pages, v_pages, page_table, lengths, softcap, layout: KVLayout) -> None:
+    check_arrays(page_table=page_table)
     ranks = {"query": (query, 4), "k_pages": (k_pages, 4), "v_pages": (v_pages, 4),
              "page_table": (page_table, 2), "lengths": (lengths, 1)}  # fmt: skip
     for name, (array, rank) in ranks.items():
@@ -299,8 +306,7 @@ def _check(query, k_pages, v_pages, page_table, lengths, softcap, layout: KVLayo
             f"query, k_pages and v_pages must have one dtype; "
             f"got {query.dtype}, {k_pages.dtype}, {v_pages.dtype}"
         )
-    if query.dtype not in _DTYPES:
-        raise TypeError(f"query must be float32, bfloat16 or float16; got {query.dtype}")
+    check_dtype("query", query)
     check_softcap(softcap)
 
 
@@ -326,10 +332,13 @@ def _as_phi(phi: Array | None, num_heads: int) -> Array | None:
 
 def _numbers(phi: Any) -> np.ndarray:
     try:
+        if np.iscomplexobj(phi):
+            raise TypeError
         with np.errstate(over="ignore"):  # what float32 has no room for becomes infinite
             return np.asarray(phi, np.float32)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"phi must be an array of numbers; got {type(phi).__name__}") from error
+        kind = getattr(phi, "dtype", type(phi).__name__)
+        raise TypeError(f"phi must be an array of real numbers; got {kind}") from error
 
 
 def _is_unified(softmax: str, phi: Array | None) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxinfer.pallas_kernels.arguments import check_arrays
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 
 
@@ -22,7 +23,8 @@ def paged_attention(
 ) -> jax.Array:
     """`decode_attention` under the names, shapes and meaning of JAX's function.
 
-    As there, queries are not scaled: multiply them by 1/sqrt(H) before, if they shall be.
+    As there, queries are not scaled: multiply them by 1/sqrt(H) before, if they shall be. Unlike
+    there, q and pages have one dtype: convert one of them.
 
     Args:
         q: `[B, N, H]`, one token of each request.
@@ -40,7 +42,7 @@ def paged_attention(
         `[B, N, H]` in the dtype of q.
 
     Raises:
-        TypeError: a keyword that JAX's function does not have.
+        ValueError, TypeError: as `decode_attention`; a keyword that JAX's function does not have.
         NotImplementedError: scales were given.
 
     >>> pages = jnp.ones((1, 4, 16, 8))
@@ -53,6 +55,17 @@ def paged_attention(
         raise TypeError(f"paged_attention has no argument {unknown[0]!r}")
     if k_scales_pages is not None or v_scales_pages is not None:
         raise NotImplementedError("pages of 8 bits with scales are not supported; convert them")
+    check_arrays(q=q, k_pages=k_pages, v_pages=v_pages, block_tables=block_tables)
+    for name, array, shape in (
+        ("q", q, "[B, N, H]"), ("k_pages", k_pages, "[K, P, p, H]"),
+        ("v_pages", v_pages, "[K, P, p, H]"), ("block_tables", block_tables, "[B, M]"),
+    ):  # fmt: skip
+        if array.ndim != len(shape.split(",")):
+            raise ValueError(f"{name} must be {shape}; got shape {array.shape}")
+    if block_tables.shape[0] != q.shape[0]:
+        raise ValueError(
+            f"block_tables must have one row per request (B={q.shape[0]}); got {block_tables.shape}"
+        )
     if lengths is None:
         full = block_tables.shape[1] * k_pages.shape[2]
         lengths = jnp.full((q.shape[0],), full, jnp.int32)

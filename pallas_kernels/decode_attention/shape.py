@@ -31,8 +31,8 @@ class Config:
             raise ValueError(f"block must be 64, 128 or 256; got {self.block}")
         if self.stages < 2:
             raise ValueError(f"stages must be at least 2; got {self.stages}")
-        if self.ctas_per_sm < 1:
-            raise ValueError(f"ctas_per_sm must be positive; got {self.ctas_per_sm}")
+        if not 1 <= self.ctas_per_sm <= 32:  # the most that an SM holds
+            raise ValueError(f"ctas_per_sm must be 1 to 32; got {self.ctas_per_sm}")
 
     def smem_bytes(self, *, rows: int, head_dim: int) -> int:
         """Shared memory of one CTA, bytes (16-bit elements), barriers and scratch included."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from jaxinfer.pallas_kernels.arguments import check_arrays, check_config, check_dtype
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
 from jaxinfer.pallas_kernels.matmul import config as configs
@@ -72,6 +73,7 @@ def matmul(
     (2, 2)
     """
     check(x, weight, bias, residual, transposed, gate)
+    check_config(config, Config)
     dtype = _result_dtype(x.dtype, out_dtype)
     K, N = weight.shape[::-1] if transposed else weight.shape
     M, gated = math.prod(x.shape[:-1]), gate is not None
@@ -172,6 +174,9 @@ def _check_mosaic(x, norm, *, M: int, K: int, out_n: int, config: Config | None)
 
 def check(x, weight, bias, residual, transposed, gate) -> None:
     """Raise ValueError or TypeError for arguments that no implementation takes."""
+    check_arrays(x=x, weight=weight)
+    check_arrays(**{k: v for k, v in {"bias": bias, "residual": residual}.items() if v is not None})
+    check_dtype("x", x)
     if weight.ndim != 2:
         raise ValueError(f"weight must have 2 dimensions; got shape {weight.shape}")
     K, N = weight.shape[::-1] if transposed else weight.shape

@@ -98,7 +98,11 @@ def choose_config(
     if M > MAX_ROWS or not device.is_hopper:
         return static
     name = key(**sizes)
-    check = functools.partial(check_fits, device=device, M=M, gated=gated, tiles=1 + cast)
+
+    def check(config: Config) -> None:
+        check_divides(config, K=K, out_n=N // 2 if gated else N)
+        check_fits(config, device, M=M, gated=gated, tiles=1 + cast)
+
     read = functools.partial(parse, make=Config, default=static.config, check=check)
     return tuning.choice("matmul", device, name, read) or static
 
@@ -122,6 +126,17 @@ def heuristic(
     first = not (close or transposed or cast)
     config = heuristic_config(device, M=M, K=K, N=N, gated=gated, cast=cast)
     return Preference(order=("mosaic", "xla") if first else ("xla",), config=config)
+
+
+def check_divides(config: Config, *, K: int, out_n: int) -> None:
+    """Raise ValueError if a product does not consist of whole tiles, or has too little depth."""
+    if K % config.block_k or out_n % config.block_n:
+        raise ValueError(
+            f"config must divide K = {K} and {out_n} columns; got {config.block_k} and "
+            f"{config.block_n}"
+        )
+    if K // config.block_k < config.split:
+        raise ValueError(f"config must leave steps for all: K = {K}, split {config.split} times")
 
 
 def check_fits(

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxinfer.pallas_kernels.arguments import check_arrays
+
 SQUARES_AT_ONCE = 64  # tiles whose sums are added at once: the rows of wgmma
 
 
@@ -26,6 +28,7 @@ class Norm:
 
     def check(self, width: int, name: str) -> None:
         """Raise ValueError unless it is one of rows of `width`; `name` is the argument's."""
+        check_arrays(**{f"{name}.weight": self.weight})
         if self.weight.shape != (width,):
             raise ValueError(f"{name}.weight must have shape ({width},); got {self.weight.shape}")
         if not self.eps >= 0:

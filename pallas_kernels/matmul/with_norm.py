@@ -6,6 +6,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
+from jaxinfer.pallas_kernels.arguments import check_config
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, choose, is_forced
 from jaxinfer.pallas_kernels.matmul import config as configs
@@ -62,6 +63,9 @@ def matmul_and_norm(
     (2, 4)
     """
     check(x, weight, bias, residual, False, None)
+    check_config(config, Config)
+    if not isinstance(norm, Norm):
+        raise TypeError(f"norm must be a Norm; got {type(norm).__name__}")
     K, N = weight.shape
     norm.check(N, "norm")
     plain: Implementation = "xla" if implementation == "xla" else None

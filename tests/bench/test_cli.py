@@ -84,6 +84,12 @@ def test_a_closed_pipe_ends_without_a_traceback():
     assert process.returncode == 1
 
 
+def test_whole_models_are_measured_beside_other_ops(capsys):
+    """`--e2e` adds to `--op`: the first is looked at first."""
+    assert main(["run", "--op", "flat_matmul", "--e2e", "decode", "--case", "nosuch"]) == 2
+    assert "no case of flat_matmul" in capsys.readouterr().err
+
+
 def run_small(*more: str) -> int:
     """Measure the smallest case of `add_rms_norm` with XLA."""
     arguments = "run --op add_rms_norm --tag ci --impl dispatch,xla --repeats 2 --commit 1234567"

@@ -112,6 +112,12 @@ def test_interpreting_is_known_and_ends_with_its_block():
     assert not plgpu.interpreting()
 
 
+def test_too_few_threads_are_a_warning(monkeypatch):
+    monkeypatch.setenv("NPROC", "2")
+    with pytest.warns(RuntimeWarning, match="2 threads .* set NPROC=8"), plgpu.interpret():
+        pass
+
+
 def test_lowering_finds_too_much_shared_memory(h100):
     def body(x_ref, out_ref, *, scratch):
         scratch[...] = x_ref[...]

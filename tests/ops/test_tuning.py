@@ -103,6 +103,7 @@ def test_commands_that_measure_nothing_miss_it(data, caplog, capsys):
 
 DAMAGED = {
     "no json": "{",
+    "nested without end": "[" * 100_000,
     "binary": b"\xff\xfe\x00",
     "a list": "[]",
     "a number": "3",

@@ -46,7 +46,7 @@ WRONG = {
     "softcap": ({"logits_softcap": -1.0}, "logits_softcap must be positive and finite"),
     "nan softcap": ({"logits_softcap": float("nan")}, "in float32; got nan"),
     "inf softcap": ({"logits_softcap": float("inf")}, "in float32; got inf"),
-    "scale": ({"scale": float("nan")}, "scale must be finite; got nan"),
+    "scale": ({"scale": float("nan")}, "scale must be finite in float32; got nan"),
     "window": ({"local_window_size": -2}, "local_window_size must not be negative; got -2"),
     "right": ({"local_window_size": (1, -2)}, "must not be negative; got (1, -2)"),
     "one side": ({"local_window_size": (4,)},
@@ -71,11 +71,13 @@ def test_values_that_do_not_fit(changes, message):
       "value": zeros(2, 3, 2, 8, dtype="int32")}, "float32, bfloat16 or float16; got int32"),
     (PAGES | {"page_table": zeros(2, 1)}, "page_table must be integers; got float32"),
     ({"q_offset": zeros(2)}, "q_offset must be integers; got float32"),
+    ({"q_offset": [0, 0]}, "q_offset must be an array; got list"),
+    ({"key": None}, "key must be an array; got None"),
     ({"query_seq_lengths": zeros(2)}, "query_seq_lengths must be integers; got float32"),
     ({"key_value_seq_lengths": zeros(2)}, "key_value_seq_lengths must be integers; got float32"),
     ({"local_window_size": 2.5}, "local_window_size must be of integers; got 2.5"),
     ({"local_window_size": ("a", 0)}, "local_window_size must be of integers; got ('a', 0)"),
-], ids=["mixed", "integers", "table", "offset", "queries", "keys", "window", "left"])  # fmt: skip
+], ids=str)  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
 def test_types_that_do_not_fit(changes, message):
     with pytest.raises(TypeError, match=re.escape(message)):

@@ -54,7 +54,9 @@ WRONG = {
     "phi inf": ({"phi": np.full(4, np.inf)}, "phi must be finite"),
     "phi huge": ({"phi": np.array([1e39, 0, 0, 0])}, "phi must be finite in float32"),
     "phi online": ({"phi": np.zeros(4), "softmax": "online"}, "phi is for the unified softmax"),
-    "scale": ({"scale": float("inf")}, "scale must be finite; got inf"),
+    "scale": ({"scale": float("inf")}, "scale must be finite in float32; got inf"),
+    "huge scale": ({"scale": 1e39}, "scale must be finite in float32; got 1e+39"),
+    "layout": ({"page_table": None, "kv_layout": "zz"}, "kv_layout must be one of"),
     "window": ({"local_window_size": -1}, "local_window_size must not be negative; got -1"),
     "left": ({"local_window_size": (-1, 0)}, "must not be negative; got (-1, 0)"),
     "right": ({"local_window_size": (4, -1)}, "must not be negative; got (4, -1)"),
@@ -62,6 +64,7 @@ WRONG = {
                  "local_window_size must be an int or (left, right); got (4,)"),
     "three sides": ({"local_window_size": (4, 0, 0)}, "(left, right); got (4, 0, 0)"),
     "name": ({"implementation": "cuda"}, "must be among ['mosaic', 'xla']; got 'cuda'"),
+    "no name": ({"implementation": 3}, "must be among ['mosaic', 'xla']; got 3"),
 }  # fmt: skip
 
 
@@ -80,8 +83,16 @@ def test_values_that_do_not_fit(changes, message):
      "must be float32, bfloat16 or float16; got int8"),
     ({"local_window_size": 2.5}, "local_window_size must be of integers; got 2.5"),
     ({"local_window_size": (3, None)}, "local_window_size must be of integers; got (3, None)"),
-    ({"phi": ["a", "b"]}, "phi must be an array of numbers; got list"),
-], ids=["table", "lengths", "mixed", "integers", "window", "right", "phi"])  # fmt: skip
+    ({"phi": ["a", "b"]}, "phi must be an array of real numbers; got list"),
+    ({"phi": shape(4, dtype="complex64")}, "phi must be an array of real numbers; got complex64"),
+    ({"query": [[0.0]]}, "query must be an array; got list"),
+    ({"v_pages": None}, "v_pages must be an array; got None"),
+    ({"page_table": [[0]]}, "page_table must be an array; got list"),
+    ({"lengths": [5, 5]}, "lengths must be an array; got list"),
+    ({"scale": "1"}, "scale must be a number, known when the call is traced; got str"),
+    ({"logits_softcap": "5"}, "logits_softcap must be a number"),
+    ({"config": 3}, "decode_attention.shape.Config; got int"),
+], ids=str)  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
 def test_types_that_do_not_fit(changes, message):
     with pytest.raises(TypeError, match=re.escape(message)):
@@ -187,7 +198,8 @@ def test_lengths_change_without_recompilation():
 @pytest.mark.parametrize(("changes", "message"), [
     ({"block": 32}, "block must be 64, 128 or 256; got 32"),
     ({"stages": 1}, "stages must be at least 2; got 1"),
-    ({"ctas_per_sm": 0}, "ctas_per_sm must be positive; got 0"),
+    ({"ctas_per_sm": 33}, "ctas_per_sm must be 1 to 32; got 33"),
+    ({"ctas_per_sm": 0}, "ctas_per_sm must be 1 to 32; got 0"),
 ])  # fmt: skip
 def test_tilings_that_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -83,10 +83,10 @@ def test_contiguous_keys_that_no_page_divides(h100):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ((2, 64, 64), (2, 64, 64), r"key must be \[B, S, K, H\] where there is no page_table"),
-        ((2, 64, 2, 64), (2, 32, 2, 64), "key and value must have one shape"),
-        ((3, 64, 2, 64), (3, 64, 2, 64), "query and key must have one row per request"),
-        ((2, 0, 2, 64), (2, 0, 2, 64), "key must not be empty"),
+        ((2, 64, 64), (2, 64, 64), r"k_pages must be \[B, S, K, H\] where there is no page_table"),
+        ((2, 64, 2, 64), (2, 32, 2, 64), "k_pages and v_pages must have one shape"),
+        ((3, 64, 2, 64), (3, 64, 2, 64), "query and k_pages must have one row per request"),
+        ((2, 0, 2, 64), (2, 0, 2, 64), "k_pages must not be empty"),
         ((2, 64, 3, 64), (2, 64, 3, 64), "multiple of KV heads; got N=4 and K=3"),
     ],
 )
@@ -127,5 +127,24 @@ def test_the_adapter_refuses_what_it_cannot_mean():
     call = arrays[0][:, 0], pages, pages, arrays[3], arrays[4]
     with pytest.raises(TypeError, match="no argument 'splits'"):
         paged_attention(*call, splits=2)
+    with pytest.raises(ValueError, match=r"q must be \[B, N, H\]; got shape \(2, 1, 4, 64\)"):
+        paged_attention(arrays[0], *call[1:])
+    with pytest.raises(ValueError, match=r"block_tables must be \[B, M\]; got shape"):
+        paged_attention(*call[:3], arrays[3][0], None)
+    with pytest.raises(ValueError, match="block_tables must have one row per request"):
+        paged_attention(*call[:3], arrays[3][:1], None)
     with pytest.raises(NotImplementedError, match="8 bits"):
         paged_attention(*call, pages[..., 0])
+
+
+@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.usefixtures("unchecked")
+def test_arrays_of_numpy_are_taken(contiguous):
+    query, k_pages, v_pages, table, lengths = inputs(make_inputs, SPEC, 36)
+    if contiguous:
+        k_pages, v_pages, table = k_pages[:2], v_pages[:2], None
+        k_pages, v_pages = (x.transpose(0, 2, 1, 3) for x in (k_pages, v_pages))
+        lengths = lengths.clip(max=k_pages.shape[1])
+    arrays = query, k_pages, v_pages, table, lengths
+    given = [None if x is None else np.asarray(x) for x in arrays]
+    same_bits(op("xla")(*given), op("xla")(*arrays))

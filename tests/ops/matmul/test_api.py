@@ -51,6 +51,26 @@ def test_types_that_differ(options):
         call(**options)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "bool", "complex64", "float8_e4m3fn"])
+@pytest.mark.usefixtures("unchecked")
+def test_types_that_nothing_multiplies(dtype):
+    with pytest.raises(TypeError, match=f"x must be float32, bfloat16 or float16; got {dtype}"):
+        matmul(jnp.zeros((1, 2), dtype), jnp.zeros((2, 2), dtype))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"x": [[1.0]]}, "x must be an array; got list"),
+    ({"weight": None}, "weight must be an array; got None"),
+    ({"bias": [1.0]}, "bias must be an array; got list"),
+    ({"config": 3}, "matmul.shape.Config; got int"),
+], ids=["x", "weight", "bias", "config"])  # fmt: skip
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_array(changes, message):
+    given = {"x": jnp.zeros((1, 1)), "weight": jnp.zeros((1, 1))} | changes
+    with pytest.raises(TypeError, match=message):
+        matmul(**given)
+
+
 @pytest.mark.parametrize(("options", "argument", "nearest"), [
     ({"dtype": "float32"}, "dtype float32", "bfloat16, float16"),
     ({"M": 129}, "129 tokens", "1 to 128"),

@@ -193,6 +193,10 @@ def test_values_that_do_not_fit():
         matmul_and_norm(x, weight, norm=Norm(jnp.ones(191, "bfloat16")))
     with pytest.raises(ValueError, match=r"norm.eps must not be negative; got -1"):
         matmul_and_norm(x, weight, norm=Norm(jnp.ones(192, "bfloat16"), -1.0))
+    with pytest.raises(TypeError, match=r"norm.weight must be an array; got list"):
+        matmul_and_norm(x, weight, norm=Norm([1.0] * 192))
+    with pytest.raises(TypeError, match="norm must be a Norm; got NoneType"):
+        matmul_and_norm(x, weight, norm=None)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="must have one dtype"):
         matmul_and_norm(x, weight, residual=jnp.ones((2, 192)), norm=Norm(jnp.ones(192)))
 
