@@ -41,7 +41,7 @@ NO_ANSWER = "[the model gave no answer; the question is not kept]"
 class Chat(Output):
     """Talk with a model: Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands.
 
-    Where standard input is not a terminal, every line of it is one question.
+    Where standard input is not a terminal, every line of it is one question, and Ctrl-C leaves.
     """
 
     system: str = ""
@@ -140,7 +140,11 @@ class Conversation:
         return "The last question and answer are forgotten."
 
     def _ask(self, question: str) -> None:
-        """Stream an answer. Errors, and no answer, leave the conversation as it was."""
+        """Stream an answer. Errors, and no answer, leave the conversation as it was.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, where nobody is there to ask something else instead.
+        """
         asked = [*self.messages, {"role": "user", "content": question}]
         answer = Answer()
         try:
@@ -148,6 +152,10 @@ class Conversation:
             with naming([question]):
                 stream_answer(self._llm, ids, self._params, _write, self._reporter, answer)
         except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                if answer.text:
+                    _write("\n")
+                raise
             _write(" [stopped]")
         except ValueError as error:  # too long, no text, or refused by the template
             if answer.text:

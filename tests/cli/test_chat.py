@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -81,12 +82,32 @@ def test_an_answer_that_is_stopped_before_it_begins(tiny, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     lines = iter(["One", "/undo"])
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr(chat, "_read_line", lambda: next(lines, None))
     monkeypatch.setattr(chat, "stream_answer", stop)
     assert main(["chat", "--model", tiny]) == 0
     shown = capsys.readouterr()
     assert shown.out == " [stopped]\nThere is nothing to forget.\n"
     assert "token" not in shown.err.partition("load: ")[2]
+
+
+def test_an_interrupt_ends_a_conversation_through_a_pipe(long_context):
+    """In an answer: nobody would notice that it was cut off, and the next is not asked for."""
+    process = subprocess.Popen(
+        command("chat", "--model", long_context, "--max-tokens", "19000", "--progress", "off"),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=REPOSITORY,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("One\nTwo\n")
+    process.stdin.flush()
+    assert process.stdout.read(1), process.communicate()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "error: interrupted\n")
+    assert out.endswith("\n")
+    assert "[stopped]" not in out
 
 
 def test_a_question_that_is_not_utf8(tiny):
