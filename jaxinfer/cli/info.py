@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -71,6 +72,7 @@ class Info(Output):
             from jaxinfer.models.checkpoint.open import open_checkpoint
 
             config, shape = open_checkpoint(fetch(self.model, self.reporter())).config, self.model
+        fetched = DEFAULT_MODEL.is_cached
         return {
             "python": platform.python_version(),
             "packages": _versions(),
@@ -79,7 +81,8 @@ class Info(Output):
             "default_model": {
                 "title": DEFAULT_MODEL.title,
                 "path": str(DEFAULT_MODEL.path),
-                "fetched": DEFAULT_MODEL.is_cached,
+                "fetched": fetched,
+                "damaged": not fetched and os.path.exists(DEFAULT_MODEL.path),
             },
             "plan": {
                 "device": spec.name,
@@ -161,6 +164,11 @@ def _print(values: dict[str, Any]) -> None:
         print(f"  {device['id']}: {', '.join(parts)}")
     model = values["default_model"]
     state = "is here" if model["fetched"] else "not fetched yet"
+    if model["damaged"]:
+        state = (
+            "is damaged (its size or checksum is wrong): delete it, or let the next command that "
+            "uses it fetch it anew"
+        )
     print(f"\ndefault model {model['title']}: {state} ({model['path']})")
     plan = values["plan"]
     planned = " (not this machine's)" if plan["injected"] else ""

@@ -1,11 +1,14 @@
 """What `jaxinfer info` reports."""
 
+import dataclasses
+import hashlib
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxinfer import default_model
 from jaxinfer.cli.main import main
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.op_choices import check_implementation, op_choices
@@ -116,6 +119,32 @@ def test_json(capsys):
     assert values["devices"][0]["platform"] == jax.devices()[0].platform
     assert values["plan"]["ops"]
     assert values["default_model"]["path"].endswith(".gguf")
+
+
+@pytest.mark.parametrize(
+    ("content", "fetched", "damaged", "said"),
+    [
+        (b"model", True, False, "is here"),
+        (b"mod", False, True, "is damaged (its size or checksum is wrong): delete it, or"),
+        (b"modem", False, True, "is damaged (its size or checksum is wrong): delete it, or"),
+        (None, False, False, "not fetched yet"),
+    ],
+)
+def test_the_default_model_is_whole_damaged_or_absent(
+    tmp_path, monkeypatch, capsys, content, fetched, damaged, said
+):
+    sha256 = hashlib.sha256(b"model").hexdigest()
+    model = dataclasses.replace(default_model.DEFAULT_MODEL, size=5, sha256=sha256)
+    monkeypatch.setattr(default_model, "DEFAULT_MODEL", model)
+    monkeypatch.setenv("JAXINFER_CACHE", str(tmp_path))
+    if content is not None:
+        model.path.parent.mkdir()
+        model.path.write_bytes(content)
+    assert main(["info"]) == 0
+    assert f"\ndefault model SmolLM2-135M-Instruct: {said}" in capsys.readouterr().out
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["default_model"]
+    assert (found["fetched"], found["damaged"]) == (fetched, damaged)
 
 
 def test_text_for_a_model_and_a_device(capsys, tiny):
