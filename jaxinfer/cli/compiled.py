@@ -16,8 +16,8 @@ _WARNING = re.compile(
     r"Error (reading|writing) persistent compilation cache entry for '(.*?)': \w+: (.*)", re.DOTALL
 )
 _ADVICE = {
-    "reading": ("cannot be read from", "delete that folder"),
-    "writing": ("cannot be kept in", "make room there"),
+    "reading": ("cannot be read from", "delete that folder, or name another"),
+    "writing": ("cannot be kept in", "make room there, or name another"),
 }
 
 
@@ -54,10 +54,12 @@ def _handle(doing: str, program: str, reason: str) -> str:
     if removed and doing == "reading":
         return f"damaged programs in {folder} are removed and compiled anew"
     what, advice = _ADVICE[doing]
+    if not Path(folder).is_dir():  # nor can it be made: JAX has tried
+        advice = "name another folder"
     reason = re.sub(r"^\[Errno \d+\] ", "", " ".join(reason.split()))
     return (
-        f"compiled programs {what} {folder} ({reason}); {advice}, or name another by "
-        "JAX_COMPILATION_CACHE_DIR (empty: none)"
+        f"compiled programs {what} {folder} ({reason}); {advice} by JAX_COMPILATION_CACHE_DIR "
+        "(empty: none)"
     )
 
 

@@ -159,12 +159,17 @@ def test_a_full_disk_is_named_once_and_leaves_nothing(tiny, cache):
     assert generate(tiny) == (done.stdout, "")
 
 
-def test_a_folder_that_cannot_be_one_is_named_once(tiny, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/dev/null/x")
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [("/dev/null/x", "Not a directory"), ("/proc/nope", "No such file or directory")],
+)
+def test_a_folder_that_cannot_be_one_is_named_once(tiny, monkeypatch, folder, reason):
+    """There is nothing to delete, nor can there be room."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
     _, messages = generate(tiny)
     assert messages == (
-        "warning: compiled programs cannot be read from /dev/null/x (Not a directory: "
-        f"'/dev/null/x'); delete that folder, {_ADVICE}\n"
+        f"warning: compiled programs cannot be read from {folder} ({reason}: "
+        f"'{folder}'); name another folder by JAX_COMPILATION_CACHE_DIR (empty: none)\n"
     )
 
 
