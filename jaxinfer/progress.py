@@ -40,7 +40,7 @@ class Reporter:
     >>> reporter = Reporter(sys.stdout, mode="plain")
     >>> with reporter.task("load", unit="weights") as progress:
     ...     progress("embed", 1, 1)  # doctest: +ELLIPSIS
-    load: 1 weights in ...
+    load: 1 weight in ...
     """
 
     def __init__(self, stream: Stream | None = None, *, mode: str = "auto"):
@@ -166,6 +166,8 @@ class _Lines:
             return f"{count / 1e6:.1f}" if self._unit == "bytes" else f"{count}"
 
         unit = "MB" if self._unit == "bytes" else self._unit
+        if (total or done) == 1:
+            unit = unit.removesuffix("s")
         return f"{text(done)}{f'/{text(total)}' if total else ''} {unit}".rstrip()
 
     def _print(self, text: str) -> None:

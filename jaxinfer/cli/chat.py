@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxinfer.cli import streams
-from jaxinfer.cli.answer import Answer, naming, stream_answer
+from jaxinfer.cli.answer import Answer, counted, naming, stream_answer
 from jaxinfer.cli.errors import BAD_INPUT, UsageError, exit_code, one_line
 from jaxinfer.cli.loading import open_model, start_engine
 from jaxinfer.cli.options import Model, Output, Sampling
@@ -184,7 +184,7 @@ class Conversation:
         except OSError as error:
             self._fail(f"error: cannot write {name}: {error.strerror}", exit_code(error))
         else:
-            print(f"{len(self.messages)} messages in {name}")
+            print(f"{counted(len(self.messages), 'message')} in {name}")
 
 
 def _read_line() -> str | None:

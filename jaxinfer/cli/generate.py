@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from jaxinfer.cli import plan, streams
-from jaxinfer.cli.answer import Answer, naming, stream_answer
+from jaxinfer.cli.answer import Answer, counted, naming, stream_answer
 from jaxinfer.cli.errors import UsageError
 from jaxinfer.cli.loading import open_model, start_engine
 from jaxinfer.cli.options import Model, Output, Sampling
@@ -217,7 +217,7 @@ def _batch(
     tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
     computing = max(seconds - watch.seconds, 1e-9)
     reporter.note(
-        f"{len(ids)} prompts, {tokens} tokens in {seconds:.1f} s "
+        f"{counted(len(ids), 'prompt')}, {counted(tokens, 'token')} in {seconds:.1f} s "
         f"({watch.seconds:.1f} s compiling), {tokens / computing:.1f} tokens/s"
     )
     return outputs

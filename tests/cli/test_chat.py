@@ -43,6 +43,8 @@ def test_every_line_of_a_pipe_is_a_question(tiny, tmp_path):
     assert "Ctrl-C stops an answer" in done.stdout
     assert done.stdout.count("The last question and answer are forgotten.") == 1
     assert done.stdout.count("There is nothing to forget.") == 1
+    assert f"\n5 messages in {saved}\n" in done.stdout
+    assert f"\n1 message in {saved}3\n" in done.stdout
     assert "unknown command /nonsense" in done.stderr
     assert "/save needs a file name" in done.stderr
     assert "cannot write /absent/x" in done.stderr

@@ -29,6 +29,11 @@ def test_help_has_examples_and_every_option(name, capsys):
     assert "{None}" not in out
 
 
+def test_one_prompt_and_one_token(tiny, capsys):
+    assert main(["generate", "Hi", "--json", "--model", tiny, "--max-tokens", "1"]) == 0
+    assert "\n1 prompt, 1 token in " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [("eval", "perplexity"), ("calibrate", "softmax")])
 def test_usage_of_commands_of_two_words(command, capsys):
     assert main([*command, "--help"]) == 0

@@ -30,6 +30,16 @@ def test_lines_without_control_characters(monkeypatch):
     assert stream.getvalue() == "download: 2.0/4.0 MB (50 %)\ndownload: 4.0 MB in 6.0 s\n"
 
 
+def test_one_is_no_plural(monkeypatch):
+    clock = iter([0.0, 3.0, 3.0, 6.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with Reporter(stream).task("evaluate", unit="tokens") as step:
+        for done in (0, 1):
+            step("evaluate", done, 1)
+    assert stream.getvalue() == "evaluate: 0/1 token (0 %)\nevaluate: 1 token in 6.0 s\n"
+
+
 def test_lines_that_foresee_the_end(monkeypatch):
     clock = iter([0.0, 3.0, 6.0, 9.0, 9.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
