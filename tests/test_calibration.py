@@ -30,7 +30,8 @@ from jaxinfer.models.functions import forward
 from jaxinfer.models.tokenizer.byte import byte_tokenizer
 from jaxinfer.pallas_kernels.attention.api import attention
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
-from jaxinfer.pallas_kernels.device import CPU, use_device
+from jaxinfer.pallas_kernels.device import CPU, H100, use_device
+from jaxinfer.pallas_kernels.dispatch import force_implementation
 from jaxinfer.pallas_kernels.observe import notify, observe
 from jaxinfer.sampling_params import SamplingParams
 from tests.cli.command import run, write_tiny_model
@@ -409,19 +410,33 @@ def test_llm_takes_a_softmax(model, found, tmp_path, monkeypatch):
     ],
 )
 def test_a_unified_softmax_that_is_not_run_is_said_once(model, caplog, options, why):
-    """And nothing is counted that does not happen."""
-    llm = LLM((model, byte_tokenizer(eos_id=None)), softmax="unified", **options)
-    plain = LLM((model, byte_tokenizer(eos_id=None)), **options)
+    """When the engine is made; and nothing is counted that does not happen."""
     params = SamplingParams(temperature=0, max_tokens=3)
     with caplog.at_level("WARNING", "jaxinfer"), use_device(CPU):
+        plain = LLM((model, byte_tokenizer(eos_id=None)), **options)
         plain.generate([[5, 6]], params)
         assert not caplog.messages
+        llm = LLM((model, byte_tokenizer(eos_id=None)), softmax="unified", **options)
+        assert len(caplog.messages) == 1
         for prompts in ([[5, 6]], [[5, 6]] * 3):  # of another shape the second time
             llm.generate(prompts, params)
     [message] = caplog.messages
     assert message.startswith("the unified softmax is not run: xla serves, which is online")
     assert why in message
     assert llm.engine.metrics.softmax_fallbacks is None
+
+
+def test_a_unified_softmax_that_is_run_is_no_warning(caplog):
+    """Where the kernel would serve; and one that is kept from it later is said then."""
+    model = Decoder(DecoderConfig.tiny(head_dim=64), dtype=jnp.bfloat16)
+    with use_device(H100):
+        llm = LLM((model, byte_tokenizer(eos_id=None)), softmax="unified", max_num_seqs=1)
+    assert "unified" not in caplog.text
+    caplog.clear()
+    with use_device(H100), force_implementation("xla"):
+        llm.generate([[5, 6]], SamplingParams(temperature=0, max_tokens=3))
+    [message] = caplog.messages
+    assert message.endswith("xla serves, which is online (it was asked for by name)")
 
 
 def test_a_softmax_that_does_not_exist_is_refused_before_loading():

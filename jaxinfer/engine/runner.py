@@ -14,6 +14,7 @@ from jaxinfer.engine.buckets import Buckets, round_up
 from jaxinfer.engine.logprobs import prompt_logprobs
 from jaxinfer.engine.sampler import NOT_FINITE, sample
 from jaxinfer.engine.sampling_state import Row, SamplingFlags, SamplingState, sampling_arrays
+from jaxinfer.engine.sizing import decode_verdicts
 from jaxinfer.models.cache import PagedKVCache, empty_pages
 from jaxinfer.models.decoder import Decoder
 from jaxinfer.models.functions import forward
@@ -66,6 +67,9 @@ class Runner:
         self._warned = False
         if batch_invariant:
             self._forced = (*self._forced, ("xla", "decode_attention"))  # the last one wins
+        self._wants_unified = any(layer.attention.softmax == "unified" for layer in model.layers)
+        if self._wants_unified:
+            self._foresee_online()
         self._pages: Pages = self._new_pages()
         self._state: DecodeState | None = None
         self.programs = 0  # traced so far, that is, compiled
@@ -224,8 +228,9 @@ class Runner:
         found: list[jax.Array] = []
         with observe("decode_attention", lambda *, fallbacks: found.append(fallbacks)):
             hidden, cache = forward(model, state.token[:, None], cache, took_part)
-        if not found:
-            self._warn_of_online(model)
+        choice = choices().get("decode_attention")
+        if not found and self._wants_unified and choice is not None:
+            self._warn_of_online(choice.implementation, choice.passed_over)
         logits = model.logits(hidden[:, 0])
         tokens, sampling, logprobs = sample(logits, state.sampling, flags)
         stopped = jnp.any(tokens[:, None] == state.sampling.stop_ids, axis=1)
@@ -247,18 +252,27 @@ class Runner:
         )
         return (cache.k_pages, cache.v_pages), state, result
 
-    def _warn_of_online(self, model: Decoder) -> None:
+    def _foresee_online(self) -> None:
+        """Warn now if the unified softmax will not be run, not in the middle of an answer."""
+        # Whether a kernel serves it depends neither on the rows of a step nor on their length.
+        with force_all(self._forced):
+            verdicts = decode_verdicts(
+                self.config, self._page_size, self._dtype, rows=1, width=1, softmax="unified"
+            )
+        taken = next((v for v in verdicts if v.rank is not None and not v.reason), None)
+        if taken is not None and taken.implementation != "mosaic":
+            passed_over = [verdict.reason for verdict in verdicts[: verdicts.index(taken)]]
+            self._warn_of_online(taken.implementation, passed_over)
+
+    def _warn_of_online(self, name: str, passed_over: Sequence[str]) -> None:
         """Say once that a unified softmax is asked for and not run, and why."""
-        wanted = any(layer.attention.softmax == "unified" for layer in model.layers)
-        choice = choices().get("decode_attention")
-        if self._warned or not wanted or choice is None:
+        if self._warned:
             return
-        self._warned = True
-        name, why = choice.implementation, "it was asked for by name"
+        self._warned, why = True, "it was asked for by name"
         if self._batch_invariant:
             why = "batch_invariant takes it"
-        elif choice.passed_over:
-            why = "; ".join(choice.passed_over)
+        elif passed_over:
+            why = "; ".join(passed_over)
         logger.warning("the unified softmax is not run: %s serves, which is online (%s)", name, why)
 
     def _prefill_chunk(

@@ -14,7 +14,7 @@ from jaxinfer.models.decoder import Decoder
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 from jaxinfer.pallas_kernels.decode_attention.config import BATCHES
 from jaxinfer.pallas_kernels.device import current_device
-from jaxinfer.pallas_kernels.dispatch import explain, force_all, parse_forced
+from jaxinfer.pallas_kernels.dispatch import Verdict, explain, force_all, parse_forced
 
 _CPU_CACHE_BYTES = 1 << 30
 _LONGEST_BY_DEFAULT = 32_768
@@ -133,23 +133,40 @@ def reads_only_lengths(
     """
     if not current_device().is_hopper:
         return False  # what the kernel needs first, and quickly said
-    K, H = config.num_kv_heads, config.head_dim
     windows = {config.window(layer) for layer in range(config.num_layers)}
     for B in {min(rows, size) for size in BATCHES} | {rows}:
-        shapes = ((B, 1, config.num_heads, H), *2 * ((1, K, page_size, H),))
-        arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
-        tables = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((B, width), (B,))]
         for window in windows:
-            attend = functools.partial(
-                decode_attention, local_window_size=None if window is None else (window - 1, 0)
-            )
-            with explain() as verdicts:
-                # A new function: JAX does not trace a known one again.
-                jax.eval_shape(attend, *arrays, *tables)
+            verdicts = decode_verdicts(
+                config, page_size, dtype, rows=B, width=width,
+                local_window_size=None if window is None else (window - 1, 0),
+            )  # fmt: skip
             taken = next(v for v in verdicts if v.rank is not None and not v.reason)
             if taken.implementation != "mosaic":
                 return False
     return True
+
+
+def decode_verdicts(
+    config: DecoderConfig, page_size: int, dtype: Any, *, rows: int, width: int, **options: Any
+) -> list[Verdict]:
+    """What `explain` finds for the attention of a decode step.
+
+    Args:
+        config: The shape that a device computes.
+        page_size: p, of one device.
+        dtype: Of the cache.
+        rows: Requests of the step.
+        width: Pages of a row.
+        **options: Of `decode_attention`.
+    """
+    K, H = config.num_kv_heads, config.head_dim
+    shapes = ((rows, 1, config.num_heads, H), *2 * ((1, K, page_size, H),))
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    tables = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows, width), (rows,))]
+    with explain() as verdicts:
+        # A new function: JAX does not trace a known one again.
+        jax.eval_shape(functools.partial(decode_attention, **options), *arrays, *tables)
+    return verdicts
 
 
 def _page_bytes(config: DecoderConfig, page_size: int, dtype: Any) -> int:

@@ -29,6 +29,20 @@ def test_help_has_examples_and_every_option(name, capsys):
     assert "{None}" not in out
 
 
+def test_a_warning_comes_before_the_answer(tiny):
+    options = ("--softmax", "unified", "--implementation", "xla", "--max-tokens", "6")
+    done = subprocess.run(
+        command("generate", "Hi", "--model", tiny, *options),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=REPOSITORY, check=True,
+    )  # fmt: skip
+    load, warning, *answer, speed = done.stdout.splitlines()
+    assert load.startswith(b"load: ")
+    assert b"the unified softmax is not run: xla serves" in warning
+    assert answer
+    assert b"the unified softmax" not in b"".join(answer)
+    assert speed.startswith(b"6 tokens, ")
+
+
 def test_one_prompt_and_one_token(tiny, capsys):
     assert main(["generate", "Hi", "--json", "--model", tiny, "--max-tokens", "1"]) == 0
     assert "\n1 prompt, 1 token in " in capsys.readouterr().err
