@@ -1,5 +1,6 @@
 """Checks of arguments that several ops take."""
 
+import math
 import operator
 from typing import Any
 
@@ -50,15 +51,19 @@ def check_config(config: Any, kind: type) -> None:
         raise TypeError(f"config must be a {kind.__module__}.{kind.__name__}; got {_kind(config)}")
 
 
-def check_softcap(softcap: float | None) -> None:
-    """Raise for a soft cap by which float32 cannot divide and multiply.
+def as_softcap(softcap: float | None) -> float | None:
+    """A soft cap by which float32 can divide and multiply, or None.
 
     Raises:
         ValueError: it is too small or too large.
         TypeError: it is no number.
     """
-    if softcap is not None and not _TINY <= _number("logits_softcap", softcap) <= _HUGE:
+    if softcap is None:
+        return None
+    number = _number("logits_softcap", softcap)
+    if not _TINY <= number <= _HUGE:
         raise ValueError(f"logits_softcap must be positive and finite in float32; got {softcap}")
+    return number
 
 
 def as_scale(scale: float | None, *, head_dim: int) -> float:
@@ -78,9 +83,11 @@ def as_scale(scale: float | None, *, head_dim: int) -> float:
 
 def _number(name: str, value: Any) -> float:
     try:
-        if isinstance(value, str):  # float() would read it
+        if isinstance(value, str | bytes | bytearray):  # float() would read it
             raise TypeError
         return float(value)
+    except OverflowError:  # an integer
+        return math.inf
     except (TypeError, ValueError) as error:  # a traced value among them
         raise TypeError(
             f"{name} must be a number, known when the call is traced; got {_kind(value)}"

@@ -45,8 +45,7 @@ def decide(
     faster = kernel_us[best] + least_gain_us < (1 - NOISE) * xla_us
     return {
         "implementation": "mosaic" if faster else "xla",
-        # A switch that is off is no size, and data of before it was there are the same.
-        "config": {k: v for k, v in dataclasses.asdict(best).items() if v is not False},
+        "config": dataclasses.asdict(best),
         "us": {"xla": _digits(xla_us), "mosaic": _digits(kernel_us[best])},
     }
 

@@ -308,9 +308,9 @@ def _order(
             if only == op:
                 raise ValueError(_must_be(op, candidates, name))
         return list(preferred)
-    several = isinstance(implementation, list | tuple)
+    several = isinstance(implementation, Iterable) and not isinstance(implementation, str)
     names: list[Any] = list(implementation) if several else [implementation]
-    unknown = [name for name in names if name not in candidates]
+    unknown = [name for name in names if not isinstance(name, str) or name not in candidates]
     if unknown or not names:
         raise ValueError(_must_be(op, candidates, implementation))
     return names

@@ -199,7 +199,11 @@ def interpreting() -> bool:
 
 def _threads_of_xla() -> int:
     wanted = os.environ.get("NPROC", "")
-    return int(wanted) if wanted.isdecimal() else os.cpu_count() or 1
+    if wanted.isdecimal():
+        return int(wanted)
+    # Those that the process may use; not every system tells.
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

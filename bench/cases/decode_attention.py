@@ -3,6 +3,8 @@
 import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from bench.case import Implementation, OpCase
@@ -28,6 +30,12 @@ def _case(spec: DecodeSpec) -> OpCase:
         options: dict[str, Any] = {**spec.options, "implementation": "mosaic"}
         return decode_attention(query, key, value, None, lengths, **options)
 
+    def with_counters(*arrays):
+        """As the layers of a step call it, which share counters."""
+        counters = jax.new_ref(arrays[-1])
+        options: dict[str, Any] = {**spec.options, "implementation": "mosaic"}
+        return decode_attention(*arrays[:-1], counters=counters, **options), jax.freeze(counters)
+
     def flash(splits: int, *, paged: bool = False) -> Implementation:
         return Implementation(
             call=flash_attn3_decode(spec, splits=splits, paged=paged),
@@ -42,6 +50,13 @@ def _case(spec: DecodeSpec) -> OpCase:
         table={
             "dispatch": ours(None),
             "mosaic": ours("mosaic"),
+            "mosaic-counters": Implementation(
+                call=with_counters,
+                prepare=lambda *arrays: (*arrays, jnp.zeros((spec.B * spec.K,), jnp.int32)),
+                donate=(5,),
+                renew=lambda arrays, result: (*arrays[:-1], result[1]),
+                result=lambda result: result[0],
+            ),
             "mosaic-unified": ours("mosaic", softmax="unified"),
             "mosaic-unified-phi": ours("mosaic", softmax="unified", phi=np.zeros(spec.N, "f4")),
             "mosaic-contiguous": Implementation(call=in_one_piece, prepare=contiguous),

@@ -36,11 +36,13 @@ def room_for(
     slots = sizes.page_size // shares
     per_page = 2 * model.num_layers * slots * model.num_kv_heads * model.head_dim
     needed = per_page * jax.numpy.dtype(sizes.dtype).itemsize * sizes.num_pages
+    on_cpu = jax.default_backend() == "cpu"
     there = _memory_bytes(jax.local_devices()[:1] if devices is None else devices)
+    options = "num_gpu_blocks_override" + ("" if on_cpu else " or gpu_memory_utilization")
     known = "" if there is None else f", and {there / 1e9:.1f} GB are there"
     wrong = KVCacheFullError(
         f"a KV cache of {sizes.num_pages} pages of {sizes.page_size} tokens takes "
-        f"{needed / 1e9:.1f} GB{known}; lower num_gpu_blocks_override or gpu_memory_utilization"
+        f"{needed / 1e9:.1f} GB{known}; lower {options}"
     )
     if there is not None and needed > there:
         raise wrong
@@ -52,14 +54,19 @@ def room_for(
         raise wrong from error
 
 
+def free_memory() -> int:
+    """Of this machine, bytes, as Linux would find them without swapping."""
+    return psutil.virtual_memory().available
+
+
 def _memory_bytes(devices: Sequence[Any]) -> int | None:
     """Free memory of the fullest device, if all tell.
 
-    A CPU has what Linux would find without swapping: with less than the cache needs it does not
-    refuse, it ends the process later. Devices of a CPU are divisions of one memory.
+    Where a CPU has less than the cache needs, Linux does not refuse, it ends the process later.
+    Devices of a CPU are divisions of one memory.
     """
     if jax.default_backend() == "cpu":
-        return psutil.virtual_memory().available // len(devices)
+        return free_memory() // len(devices)
     stats = [device.memory_stats() or {} for device in devices]
     if not all("bytes_limit" in known for known in stats):
         return None

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinfer.engine.config import EngineConfig, check_sizes
+from jaxinfer.engine.room import free_memory
 from jaxinfer.errors import KVCacheFullError
 from jaxinfer.models.config import DecoderConfig
 from jaxinfer.models.decoder import Decoder
@@ -74,7 +75,7 @@ def choose_sizes(
     pages = num_gpu_blocks_override
     if pages is None:
         wanted = rows * -(-length // page_size)
-        budget = _CPU_CACHE_BYTES // len(model.devices)
+        budget = min(_CPU_CACHE_BYTES, free_memory() // 2) // len(model.devices)
         if not on_cpu:
             scratch = _scratch_bytes(
                 model.part, rows=rows, tokens=tokens, length=length, shares=shares

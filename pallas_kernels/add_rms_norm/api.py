@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from jaxinfer.pallas_kernels.add_rms_norm import config as configs
 from jaxinfer.pallas_kernels.add_rms_norm.mosaic_sm90 import THREADS, add_rms_norm_mosaic
 from jaxinfer.pallas_kernels.add_rms_norm.xla import add_rms_norm_xla
+from jaxinfer.pallas_kernels.arguments import check_arrays
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
 
@@ -38,7 +39,7 @@ def add_rms_norm(
 
     Raises:
         ValueError: shapes that do not agree, or `eps` negative.
-        TypeError: x and residual of different dtypes.
+        TypeError: x and residual of different dtypes, or arguments that are no arrays.
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
 
@@ -50,6 +51,9 @@ def add_rms_norm(
     >>> normed.tolist(), total.tolist()
     ([[1.0, 1.0, 1.0, 1.0]], [[2.0, 2.0, 2.0, 2.0]])
     """
+    check_arrays(x=x, weight=weight)
+    if residual is not None:
+        check_arrays(residual=residual)
     if weight.shape != x.shape[-1:]:
         raise ValueError(f"weight must have shape {x.shape[-1:]}; got {weight.shape}")
     if not eps >= 0:

@@ -8,9 +8,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxinfer.pallas_kernels.arguments import (
     as_scale,
+    as_softcap,
     check_arrays,
     check_dtype,
-    check_softcap,
     window_sides,
 )
 from jaxinfer.pallas_kernels.attention.config import preferred
@@ -100,8 +100,8 @@ def attention(
         ValueError: shapes or parameters that do not fit together; in debug mode (the environment
             has JAXINFER_DEBUG=1) also lengths and page numbers out of range, where there is a
             `page_table`.
-        TypeError: dtypes that differ, integers where floats are needed, or a window that is not
-            integers.
+        TypeError: dtypes that differ, integers where floats are needed, a window that is not
+            integers, arguments that are no arrays, or a scale or soft cap that is no number.
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
 
@@ -115,7 +115,8 @@ def attention(
     >>> attention(x, x, x, is_causal=True).shape
     (1, 3, 2, 8)
     """
-    _check(query, key, value, page_table, logits_softcap)
+    _check(query, key, value, page_table)
+    logits_softcap = as_softcap(logits_softcap)
     scale = as_scale(scale, head_dim=query.shape[-1])
     left, right = _window(local_window_size)
     B = query.shape[0]
@@ -168,7 +169,7 @@ def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | Non
     return left, right
 
 
-def _check(query, key, value, page_table, softcap) -> None:
+def _check(query, key, value, page_table) -> None:
     check_arrays(query=query, key=key, value=value)
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.ndim != 4:
@@ -204,7 +205,6 @@ def _check(query, key, value, page_table, softcap) -> None:
             f"got {query.dtype}, {key.dtype}, {value.dtype}"
         )
     check_dtype("query", query)
-    check_softcap(softcap)
 
 
 @overload

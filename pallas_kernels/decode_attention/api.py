@@ -11,10 +11,10 @@ from jaxtyping import Array, Float, Integer
 
 from jaxinfer.pallas_kernels.arguments import (
     as_scale,
+    as_softcap,
     check_arrays,
     check_config,
     check_dtype,
-    check_softcap,
     window_sides,
 )
 from jaxinfer.pallas_kernels.debug import checked_pages
@@ -130,7 +130,8 @@ def decode_attention(
         ValueError: shapes or parameters that do not fit together; in debug mode (the environment
             has JAXINFER_DEBUG=1) also lengths and page numbers out of range.
         TypeError: dtypes that differ, integers where floats are needed, a window that is not
-            integers, `phi` that is not numbers, or counters that are no reference.
+            integers, `phi` that is not numbers, counters that are no reference, arguments that are
+            no arrays, a scale or soft cap that is no number, or a config of another class.
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
 
@@ -160,7 +161,7 @@ def decode_attention(
         k_pages, page_table = cut(k_pages)
         v_pages, _ = cut(v_pages)
         kv_layout = "PpKH"
-    _check(query, k_pages, v_pages, page_table, lengths, logits_softcap, kv_layout)
+    _check(query, k_pages, v_pages, page_table, lengths, kv_layout)
     num_pages, K, page_size = sizes(k_pages.shape, kv_layout)
     page_table, reached = checked_pages(
         page_table, lengths, name="lengths", page_size=page_size, num_pages=num_pages
@@ -169,6 +170,7 @@ def decode_attention(
     # Positions are differences of lengths: those of a narrow or unsigned type would wrap.
     page_table, lengths = page_table.astype(jnp.int32), lengths.astype(jnp.int32)
     left_window = _left_window(local_window_size, capacity=page_table.shape[1] * page_size)
+    logits_softcap = as_softcap(logits_softcap)
     scale = as_scale(scale, head_dim=query.shape[-1])
     phi = _as_phi(phi, query.shape[2])
     unified = _is_unified(softmax, phi)
@@ -269,7 +271,7 @@ def _check_contiguous(query, key, value) -> None:
         raise ValueError(f"k_pages must not be empty; got shape {key.shape}")
 
 
-def _check(query, k_pages, v_pages, page_table, lengths, softcap, layout: KVLayout) -> None:
+def _check(query, k_pages, v_pages, page_table, lengths, layout: KVLayout) -> None:
     check_arrays(page_table=page_table)
     ranks = {"query": (query, 4), "k_pages": (k_pages, 4), "v_pages": (v_pages, 4),
              "page_table": (page_table, 2), "lengths": (lengths, 1)}  # fmt: skip
@@ -307,7 +309,6 @@ def _check(query, k_pages, v_pages, page_table, lengths, softcap, layout: KVLayo
             f"got {query.dtype}, {k_pages.dtype}, {v_pages.dtype}"
         )
     check_dtype("query", query)
-    check_softcap(softcap)
 
 
 def _left_window(window: int | tuple[int, int] | None, *, capacity: int) -> int | None:
@@ -320,6 +321,9 @@ def _as_phi(phi: Array | None, num_heads: int) -> Array | None:
     """`phi` as an array, which has one number per query head, finite in float32."""
     if phi is None:
         return None
+    if np.iscomplexobj(phi):  # traced or not
+        kind = getattr(phi, "dtype", type(phi).__name__)
+        raise TypeError(f"phi must be an array of real numbers; got {kind}")
     numbers = phi if isinstance(phi, Tracer) else _numbers(phi)
     if numbers.shape != (num_heads,):
         raise ValueError(
@@ -332,13 +336,12 @@ def _as_phi(phi: Array | None, num_heads: int) -> Array | None:
 
 def _numbers(phi: Any) -> np.ndarray:
     try:
-        if np.iscomplexobj(phi):
-            raise TypeError
         with np.errstate(over="ignore"):  # what float32 has no room for becomes infinite
             return np.asarray(phi, np.float32)
     except (TypeError, ValueError) as error:
-        kind = getattr(phi, "dtype", type(phi).__name__)
-        raise TypeError(f"phi must be an array of real numbers; got {kind}") from error
+        raise TypeError(
+            f"phi must be an array of real numbers; got {type(phi).__name__}"
+        ) from error
 
 
 def _is_unified(softmax: str, phi: Array | None) -> bool:

@@ -28,8 +28,8 @@ GRID = (
 _MOST_REGISTERS = 192  # of what `Config.registers` counts: addresses and masks need some too
 _SPILLING = 64  # above this, blocks of 128 keys make ptxas spill more than a few bytes
 
-# Bytes of keys and values that a CTA asks for ahead. Fewer do not hide the way from memory; more
-# are spread over more of it, which then reads more slowly, at 192 KiB by 2 to 3 % (the op's note).
+# Bytes of keys and values that a CTA asks for ahead. With more on their way memory reads more
+# slowly, at 192 KiB by 2 to 3 %; half as many are as good where blocks are short (the op's note).
 _RING = 128 << 10
 
 

@@ -80,7 +80,7 @@ def decode_attention_mosaic(
         counters = jax.freeze(counting)
     out = out.reshape(B, K, T, shape.G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
     lse = lse[:, : shape.R].reshape(B, K, T, shape.G).transpose(0, 2, 1, 3).reshape(B, T, N)
-    return out, lse, jnp.sum(again) if unified else jnp.int32(0), counters
+    return out, lse, jnp.sum(again, dtype=jnp.int32) if unified else jnp.int32(0), counters
 
 
 def _phi_of_rows(shape: Shape, phi: jax.Array | None) -> jax.Array:

@@ -60,7 +60,8 @@ def matmul(
     Raises:
         ValueError: shapes that do not fit together, a gate or an `out_dtype` that there is not, or
             a config that needs more shared memory or registers than there are.
-        TypeError: dtypes that differ.
+        TypeError: dtypes that differ, or that nothing multiplies; arguments that are no arrays; a
+            config of another class.
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
 

@@ -26,13 +26,16 @@ class Norm:
     weight: Any  # an array, or what JAX puts into a pytree in the place of one
     eps: float = 1e-6
 
-    def check(self, width: int, name: str) -> None:
-        """Raise ValueError unless it is one of rows of `width`; `name` is the argument's."""
-        check_arrays(**{f"{name}.weight": self.weight})
-        if self.weight.shape != (width,):
-            raise ValueError(f"{name}.weight must have shape ({width},); got {self.weight.shape}")
-        if not self.eps >= 0:
-            raise ValueError(f"{name}.eps must not be negative; got {self.eps}")
+
+def check_norm(norm: Norm, width: int, name: str) -> None:
+    """Raise ValueError or TypeError unless it is a `Norm` of rows of `width`."""
+    if not isinstance(norm, Norm):
+        raise TypeError(f"{name} must be a Norm; got {type(norm).__name__}")
+    check_arrays(**{f"{name}.weight": norm.weight})
+    if norm.weight.shape != (width,):
+        raise ValueError(f"{name}.weight must have shape ({width},); got {norm.weight.shape}")
+    if not norm.eps >= 0:
+        raise ValueError(f"{name}.eps must not be negative; got {norm.eps}")
 
 
 @functools.partial(

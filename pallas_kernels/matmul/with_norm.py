@@ -11,7 +11,7 @@ from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, choose, is_forced
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import NAME, check, matmul, run_mosaic
-from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens
+from jaxinfer.pallas_kernels.matmul.norm import Norm, Tokens, check_norm
 from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.matmul.xla import matmul_xla
 
@@ -44,7 +44,7 @@ def matmul_and_norm(
 
     Raises:
         ValueError: as `matmul`; a norm of another width, or its `eps` negative.
-        TypeError: as `matmul`. The norm's weight may have a dtype of its own.
+        TypeError: as `matmul`; no `Norm`. The norm's weight may have a dtype of its own.
         NotSupported: as `matmul`.
 
     Numerics: as `matmul`. The norm is that of the rounded sum.
@@ -64,10 +64,8 @@ def matmul_and_norm(
     """
     check(x, weight, bias, residual, False, None)
     check_config(config, Config)
-    if not isinstance(norm, Norm):
-        raise TypeError(f"norm must be a Norm; got {type(norm).__name__}")
     K, N = weight.shape
-    norm.check(N, "norm")
+    check_norm(norm, N, "norm")
     plain: Implementation = "xla" if implementation == "xla" else None
     if is_forced("add_rms_norm"):
         product = matmul(x, weight, bias, implementation=implementation, config=config)

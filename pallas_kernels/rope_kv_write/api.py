@@ -5,6 +5,7 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxinfer.pallas_kernels.arguments import check_arrays
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
 from jaxinfer.pallas_kernels.rope_kv_write import config as configs
@@ -59,7 +60,8 @@ def rope_kv_write(
 
     Raises:
         ValueError: shapes that do not fit together.
-        TypeError: keys, values and pages of different dtypes, or tables that are not integers.
+        TypeError: keys, values and pages of different dtypes, tables that are not integers, or
+            arguments that are no arrays.
         NotSupported: the implementation asked for by name cannot serve the call.
         ExceptionGroup: several were asked for and none can.
 
@@ -112,7 +114,7 @@ def _check_mosaic(q, k) -> None:
 
 def check_shapes(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens) -> None:
     """Raise ValueError or TypeError for arguments that no implementation takes."""
-    _check_ranks(
+    check_ranks(
         q=(q, 4), k=(k, 4), v=(v, 4), cos=(cos, 3), sin=(sin, 3), k_pages=(k_pages, 4),
         v_pages=(v_pages, 4), page_table=(page_table, 2), start=(start, 1),
         num_tokens=(num_tokens, 1),
@@ -120,7 +122,9 @@ def check_shapes(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tok
     _check(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
 
 
-def _check_ranks(**arrays) -> None:
+def check_ranks(**arrays) -> None:
+    """Raise TypeError or ValueError unless these are arrays, of a rank each, and not empty."""
+    check_arrays(**{name: array for name, (array, _) in arrays.items()})
     for name, (array, rank) in arrays.items():
         if array.ndim != rank:
             raise ValueError(f"{name} must have {rank} dimensions; got shape {array.shape}")

@@ -7,19 +7,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
+from jaxinfer.pallas_kernels.arguments import check_config
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose, is_forced
 from jaxinfer.pallas_kernels.matmul import config as configs
 from jaxinfer.pallas_kernels.matmul.api import check, matmul, run_mosaic
-from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm
+from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm, check_norm
 from jaxinfer.pallas_kernels.matmul.rotation import HEAD_DIMS, Heads, Rotation
 from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.rope_kv_write import config as configs_of_rope
-from jaxinfer.pallas_kernels.rope_kv_write.api import check_shapes, rope_kv_write
+from jaxinfer.pallas_kernels.rope_kv_write.api import check_ranks, check_shapes, rope_kv_write
 from jaxinfer.pallas_kernels.rope_kv_write.places import places
 
 NAME = "project_rope_write"
-_OPS = ("matmul", "add_rms_norm", "rope_kv_write")  # that it can stand for
 
 
 def project_rope_write(
@@ -60,8 +60,8 @@ def project_rope_write(
         k_norm: RMSNorm of every key head; there must be one if there is one for queries.
         implementation: `"mosaic"` is one launch; `"separate"` an op each, as it chooses;
             `"xla"` all in plain JAX; or several in order. None: `"separate"` where somebody forces
-            an implementation of one of these ops or gives a tiling, else the first of
-            `config.with_projection` that can serve.
+            an implementation of one of the ops that it stands for, or gives a tiling, else the
+            first of `config.with_projection` that can serve.
         config: Tiling of the product, as for `matmul`; in one launch `block_n` must be H/2, or 64
             if that is H.
 
@@ -85,6 +85,8 @@ def project_rope_write(
     ((1, 1, 1, 4), 16, 16)
     """
     check(x, weight, bias, None, False, None)
+    check_config(config, Config)
+    check_ranks(k_pages=(k_pages, 4), v_pages=(v_pages, 4))
     _, K, _, H = k_pages.shape
     B = x.shape[0]
     if weight.shape[1] != (num_heads + 2 * K) * H:
@@ -95,7 +97,7 @@ def project_rope_write(
         raise ValueError("q_norm and k_norm must both be given, or neither")
     for name, norm in (("q_norm", q_norm), ("k_norm", k_norm)):
         if norm is not None:
-            norm.check(H, name)
+            check_norm(norm, H, name)
     q, kv = (jax.ShapeDtypeStruct((B, 1, heads, H), x.dtype) for heads in (num_heads, K))
     check_shapes(q, kv, kv, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
 
@@ -136,7 +138,8 @@ def project_rope_write(
     candidates = {
         "mosaic": mosaic, "separate": separate, "xla": functools.partial(separate, "xla"),
     }  # fmt: skip
-    if implementation is None and (config is not None or any(is_forced(op) for op in _OPS)):
+    parts = ["matmul", "rope_kv_write", *["add_rms_norm"] * (q_norm is not None)]
+    if implementation is None and (config is not None or any(map(is_forced, parts))):
         implementation = "separate"
     heads = Heads(num_heads, K, H)
     order = configs_of_rope.with_projection(current_device(), heads, M=B, D=weight.shape[0])

@@ -1,6 +1,7 @@
 """`rope_kv_write` in plain JAX: an elementwise fusion and two scatters."""
 
 import jax
+import jax.numpy as jnp
 
 from jaxinfer.pallas_kernels.rope_kv_write.places import places
 from jaxinfer.pallas_kernels.rope_kv_write.reference import rotate_half
@@ -18,8 +19,10 @@ def rope_kv_write_xla(
     def write(pages, new):
         new = new.reshape(B * T, *new.shape[2:])
         # Page -1 is none, not the last one: its tokens are dropped.
-        return pages.at[page.reshape(-1), :, slot.reshape(-1)].set(
-            new, mode="drop", wrap_negative_indices=False
+        return (
+            jnp.asarray(pages)
+            .at[page.reshape(-1), :, slot.reshape(-1)]
+            .set(new, mode="drop", wrap_negative_indices=False)
         )
 
     return q, k, write(k_pages, k), write(v_pages, v)

@@ -51,6 +51,11 @@ def test_defaults_on_a_cpu():
     assert not made.full_tables
 
 
+def test_the_cache_of_a_cpu_takes_half_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(sizing, "free_memory", lambda: 6 * PAGE)
+    assert choose().num_pages == 3
+
+
 def test_the_cache_of_a_cpu_is_bounded(monkeypatch):
     monkeypatch.setattr(sizing, "_CPU_CACHE_BYTES", 3 * PAGE)
     made = choose()

@@ -32,6 +32,8 @@ def test_values_that_do_not_fit(options, message):
 
 @pytest.mark.usefixtures("unchecked")
 def test_types_that_do_not_fit():
+    with pytest.raises(TypeError, match="x must be an array; got list"):
+        add_rms_norm([[1.0]], None, jnp.ones(1))  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="must have one dtype; got bfloat16 and float32"):
         call(residual_dtype="float32")
 

@@ -1,5 +1,6 @@
 """What `decode_attention` refuses, and how it chooses."""
 
+import collections
 import dataclasses
 import functools
 import re
@@ -55,6 +56,7 @@ WRONG = {
     "phi huge": ({"phi": np.array([1e39, 0, 0, 0])}, "phi must be finite in float32"),
     "phi online": ({"phi": np.zeros(4), "softmax": "online"}, "phi is for the unified softmax"),
     "scale": ({"scale": float("inf")}, "scale must be finite in float32; got inf"),
+    "integer scale": ({"scale": 10**400}, "scale must be finite in float32; got 1000"),
     "huge scale": ({"scale": 1e39}, "scale must be finite in float32; got 1e+39"),
     "layout": ({"page_table": None, "kv_layout": "zz"}, "kv_layout must be one of"),
     "window": ({"local_window_size": -1}, "local_window_size must not be negative; got -1"),
@@ -91,6 +93,7 @@ def test_values_that_do_not_fit(changes, message):
     ({"lengths": [5, 5]}, "lengths must be an array; got list"),
     ({"scale": "1"}, "scale must be a number, known when the call is traced; got str"),
     ({"logits_softcap": "5"}, "logits_softcap must be a number"),
+    ({"scale": b"1"}, "scale must be a number, known when the call is traced; got bytes"),
     ({"config": 3}, "decode_attention.shape.Config; got int"),
 ], ids=str)  # fmt: skip
 @pytest.mark.usefixtures("unchecked")
@@ -338,3 +341,37 @@ def test_out_of_debug_mode_nothing_is_checked(monkeypatch):
     monkeypatch.setenv("JAXINFER_DEBUG", "0")
     assert lowered() == plain
     assert "callback" not in plain
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_complex_phi_is_refused_while_traced():
+    def call(phi):
+        return decode_attention(**arguments(), phi=phi)
+
+    with pytest.raises(TypeError, match="phi must be an array of real numbers; got complex64"):
+        jax.eval_shape(call, shape(4, dtype="complex64"))
+
+
+def test_numbers_of_jax_are_numbers(h100):
+    """The kernel's options are static, which arrays are not."""
+    numbers = {"scale": jnp.float32(0.25), "logits_softcap": np.float64(30)}
+    call = functools.partial(decode_attention, **numbers, implementation="mosaic")
+    assert "mosaic_gpu" in plgpu.lower_for_cuda(lambda kw: call(**kw), arguments(), spec=h100)
+
+
+def test_several_names_in_any_collection():
+    names = collections.deque(["mosaic", "xla"])
+    same_bits(
+        decode_attention(**arguments(), implementation=names), decode_attention(**arguments())
+    )
+
+
+def test_fallbacks_are_int32_whatever_the_precision(h100):
+    def call(arrays):
+        return decode_attention(
+            **arrays, softmax="unified", return_fallbacks=True, implementation="mosaic"
+        )
+
+    given = arguments()
+    with jax.enable_x64(True), use_device(h100):
+        assert jax.eval_shape(call, given)[1].dtype == jnp.int32

@@ -1,6 +1,7 @@
 """`project_rope_write`: one launch against two ops, simulated and on the GPU."""
 
 import functools
+import inspect
 import re
 from typing import Any
 
@@ -324,6 +325,15 @@ def test_each_of_the_ops_can_be_switched_off(h100, monkeypatch, op):
     assert choices()[op].implementation == "xla"
 
 
+def test_norms_of_the_stream_are_not_its_own(h100, monkeypatch):
+    """Whoever forces them, where heads have none, keeps the one launch."""
+    monkeypatch.setattr(config, "LARGE", 0)
+    given = arrays(1, 2, 1, 128, 512)
+    with force_implementation("xla", op="add_rms_norm"):
+        jax.eval_shape(lambda: project_rope_write(*given, num_heads=2))
+    assert choices()["project_rope_write"].implementation == "mosaic"
+
+
 def test_everything_in_plain_jax(h100):
     given = arrays(1, 2, 1, 128, 128)
     with force_implementation("xla"):
@@ -350,3 +360,24 @@ def test_columns_that_are_not_the_heads():
     given = arrays(1, 2, 1, 128, 64)
     with pytest.raises(ValueError, match=re.escape("weight must have (N + 2·K)·H = 640 columns")):
         project_rope_write(*given, num_heads=3)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"q_norm": 3, "k_norm": 3}, "q_norm must be a Norm; got int"),
+    ({"config": 3}, "matmul.shape.Config; got int"),
+    ({"page_table": [[0]]}, "page_table must be an array; got list"),
+    ({"k_pages": None}, "k_pages must be an array; got None"),
+], ids=["norm", "config", "table", "pages"])  # fmt: skip
+def test_types_that_do_not_fit(changes, message):
+    names = inspect.signature(project_rope_write).parameters
+    given = dict(zip(names, arrays(1, 2, 1, 128, 64), strict=False))
+    with pytest.raises(TypeError, match=re.escape(message)):
+        project_rope_write(**given | {"num_heads": 2} | changes)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_arrays_of_numpy_are_taken():
+    given = arrays(2, 2, 1, 128, 64)
+    plain = [None if x is None else np.asarray(x) for x in given]
+    same_bits(project_rope_write(*plain, num_heads=2), project_rope_write(*given, num_heads=2))
