@@ -352,6 +352,7 @@ def test_a_complex_phi_is_refused_while_traced():
         jax.eval_shape(call, shape(4, dtype="complex64"))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_numbers_of_jax_are_numbers(h100):
     """The kernel's options are static, which arrays are not."""
     numbers = {"scale": jnp.float32(0.25), "logits_softcap": np.float64(30)}

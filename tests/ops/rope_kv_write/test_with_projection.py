@@ -379,5 +379,5 @@ def test_types_that_do_not_fit(changes, message):
 @pytest.mark.usefixtures("unchecked")
 def test_arrays_of_numpy_are_taken():
     given = arrays(2, 2, 1, 128, 64)
-    plain = [None if x is None else np.asarray(x) for x in given]
+    plain: Any = [None if x is None else np.asarray(x) for x in given]
     same_bits(project_rope_write(*plain, num_heads=2), project_rope_write(*given, num_heads=2))
