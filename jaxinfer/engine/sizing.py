@@ -85,9 +85,10 @@ def choose_sizes(
         if model.parallel is not None:
             pages = least_of_processes(pages)
         if pages < 1:
+            advice = "" if on_cpu else "raise gpu_memory_utilization or "
             raise KVCacheFullError(
                 f"no memory is left for the KV cache ({budget / 1e9:.1f} GB); "
-                f"raise gpu_memory_utilization or choose a smaller model"
+                f"{advice}choose a smaller model"
             )
     if max_model_len is None:
         length = min(length, pages * page_size)

@@ -217,7 +217,7 @@ def test_no_room_in_the_cache(fails, tiny):
 def test_a_cache_that_no_machine_holds(fails, tiny):
     message = fails("generate", "Hi", "--num-gpu-blocks-override", "100000000", "--model", tiny)
     assert message.startswith("a KV cache of 100000000 pages of 64 tokens takes 3276.8 GB, and ")
-    assert message.endswith("; lower --num-gpu-blocks-override or --gpu-memory-utilization")
+    assert "; lower --num-gpu-blocks-override" in message
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,9 @@ def test_defaults_on_a_cpu():
 def test_the_cache_of_a_cpu_takes_half_of_what_is_free(monkeypatch):
     monkeypatch.setattr(sizing, "free_memory", lambda: 6 * PAGE)
     assert choose().num_pages == 3
+    monkeypatch.setattr(sizing, "free_memory", lambda: PAGE)
+    with pytest.raises(KVCacheFullError, match=r"no memory is left .*GB\); choose a smaller model"):
+        choose()
 
 
 def test_the_cache_of_a_cpu_is_bounded(monkeypatch):
