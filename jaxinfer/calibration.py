@@ -194,7 +194,10 @@ class SoftmaxCalibration:
             written = content.pop("layers")
             layers = tuple(_layer(numbers, content["dtype"]) for numbers in written)
             return cls(**content, layers=layers)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        # The last two: numbers and lists that Python has no room for.
+        except (
+            AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError
+        ) as error:  # fmt: skip
             raise ValueError(f"{path} is not a softmax calibration ({error})") from None
 
 

@@ -214,7 +214,12 @@ def test_a_verdict_that_the_numbers_contradict_is_refused(one_wide, tmp_path, ch
         SoftmaxCalibration.load(path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "layers": [{}]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format": 1}', '{"format": 2, "layers": [{}]}', "[" * 100_000,
+     '{"format": 2, "dtype": "bfloat16", "layers": [{"phi": [1' + "0" * 400 + "]}]}"],
+    ids=["empty", "list", "object", "old", "no numbers", "nested", "long number"],
+)  # fmt: skip
 def test_other_files_are_refused(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
