@@ -34,7 +34,7 @@ class Run:
     op: str = ""
     """Which op; see `python -m bench list`. Several with commas; default: all."""
     e2e: Literal["", "prefill", "decode"] = ""
-    """Short for e2e_prefill or e2e_decode among those of --op."""
+    """Adds e2e_prefill or e2e_decode to --op."""
     impl: str = ""
     """Implementations, with commas; default: all."""
     case: str = ""

@@ -39,6 +39,21 @@ def check_arrays(**arrays: Any) -> None:
             raise TypeError(f"{name} must be an array; got {_kind(array)}")
 
 
+def check_ranks(**arrays: tuple[Any, int]) -> None:
+    """Refuse what is no array, has another rank than the one beside it, or is empty.
+
+    Raises:
+        TypeError: no array.
+        ValueError: another rank, or empty.
+    """
+    check_arrays(**{name: array for name, (array, _) in arrays.items()})
+    for name, (array, rank) in arrays.items():
+        if array.ndim != rank:
+            raise ValueError(f"{name} must have {rank} dimensions; got shape {array.shape}")
+        if array.size == 0:
+            raise ValueError(f"{name} must not be empty; got shape {array.shape}")
+
+
 def check_dtype(name: str, array: Any) -> None:
     """Raise TypeError for an array of a dtype that no op computes with."""
     if array.dtype not in _DTYPES:

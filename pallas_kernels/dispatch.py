@@ -79,6 +79,11 @@ class Verdict:
     reason: str = ""
     certain: bool = True
 
+    @property
+    def serves(self) -> bool:
+        """Whether the chooser may take it; the first one that does is taken."""
+        return self.rank is not None and not self.reason
+
 
 _explanations: list[list[Verdict]] = []
 _forced: list[tuple[str, str | None]] = []

@@ -55,7 +55,7 @@ def room_for(
 
 
 def free_memory() -> int:
-    """Of this machine, bytes, as Linux would find them without swapping."""
+    """Memory of this machine that programs can have without swapping, bytes."""
     return psutil.virtual_memory().available
 
 

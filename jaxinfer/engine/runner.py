@@ -259,7 +259,7 @@ class Runner:
             verdicts = decode_verdicts(
                 self.config, self._page_size, self._dtype, rows=1, width=1, softmax="unified"
             )
-        taken = next((v for v in verdicts if v.rank is not None and not v.reason), None)
+        taken = next((verdict for verdict in verdicts if verdict.serves), None)
         if taken is not None and taken.implementation != "mosaic":
             passed_over = [verdict.reason for verdict in verdicts[: verdicts.index(taken)]]
             self._warn_of_online(taken.implementation, passed_over)

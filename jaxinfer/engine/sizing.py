@@ -75,8 +75,9 @@ def choose_sizes(
     pages = num_gpu_blocks_override
     if pages is None:
         wanted = rows * -(-length // page_size)
-        budget = min(_CPU_CACHE_BYTES, free_memory() // 2) // len(model.devices)
-        if not on_cpu:
+        if on_cpu:
+            budget = min(_CPU_CACHE_BYTES, free_memory() // 2) // len(model.devices)
+        else:
             scratch = _scratch_bytes(
                 model.part, rows=rows, tokens=tokens, length=length, shares=shares
             )
@@ -142,7 +143,7 @@ def reads_only_lengths(
                 config, page_size, dtype, rows=B, width=width,
                 local_window_size=None if window is None else (window - 1, 0),
             )  # fmt: skip
-            taken = next(v for v in verdicts if v.rank is not None and not v.reason)
+            taken = next(verdict for verdict in verdicts if verdict.serves)
             if taken.implementation != "mosaic":
                 return False
     return True

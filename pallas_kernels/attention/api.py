@@ -11,6 +11,7 @@ from jaxinfer.pallas_kernels.arguments import (
     as_softcap,
     check_arrays,
     check_dtype,
+    check_ranks,
     window_sides,
 )
 from jaxinfer.pallas_kernels.attention.config import preferred
@@ -170,12 +171,7 @@ def _window(window: int | tuple[int, int] | None) -> tuple[int | None, int | Non
 
 
 def _check(query, key, value, page_table) -> None:
-    check_arrays(query=query, key=key, value=value)
-    for name, array in (("query", query), ("key", key), ("value", value)):
-        if array.ndim != 4:
-            raise ValueError(f"{name} must have 4 dimensions; got shape {array.shape}")
-        if array.size == 0:
-            raise ValueError(f"{name} must not be empty; got shape {array.shape}")
+    check_ranks(query=(query, 4), key=(key, 4), value=(value, 4))
     if key.shape != value.shape:
         raise ValueError(f"key and value must have one shape; got {key.shape} and {value.shape}")
     if query.shape[3] != key.shape[3]:

@@ -15,6 +15,7 @@ from jaxinfer.pallas_kernels.arguments import (
     check_arrays,
     check_config,
     check_dtype,
+    check_ranks,
     window_sides,
 )
 from jaxinfer.pallas_kernels.debug import checked_pages
@@ -152,7 +153,6 @@ def decode_attention(
     >>> decode_attention(jnp.ones((1, 1, 2, 8)), pages, pages, table, lengths).shape
     (1, 1, 2, 8)
     """
-    check_arrays(query=query, k_pages=k_pages, v_pages=v_pages, lengths=lengths)
     check_config(config, Config)
     if kv_layout not in get_args(KVLayout):
         raise ValueError(f"kv_layout must be one of {get_args(KVLayout)}; got {kv_layout!r}")
@@ -254,6 +254,7 @@ def _check_counters(counters, size: int) -> None:
 
 
 def _check_contiguous(query, key, value) -> None:
+    check_arrays(query=query, k_pages=key, v_pages=value)
     for name, array in (("k_pages", key), ("v_pages", value)):
         if array.ndim != 4:
             raise ValueError(
@@ -272,14 +273,10 @@ def _check_contiguous(query, key, value) -> None:
 
 
 def _check(query, k_pages, v_pages, page_table, lengths, layout: KVLayout) -> None:
-    check_arrays(page_table=page_table)
-    ranks = {"query": (query, 4), "k_pages": (k_pages, 4), "v_pages": (v_pages, 4),
-             "page_table": (page_table, 2), "lengths": (lengths, 1)}  # fmt: skip
-    for name, (array, rank) in ranks.items():
-        if array.ndim != rank:
-            raise ValueError(f"{name} must have {rank} dimensions; got shape {array.shape}")
-        if array.size == 0:
-            raise ValueError(f"{name} must not be empty; got shape {array.shape}")
+    check_ranks(
+        query=(query, 4), k_pages=(k_pages, 4), v_pages=(v_pages, 4), page_table=(page_table, 2),
+        lengths=(lengths, 1),
+    )  # fmt: skip
     B, T, N, H = query.shape
     if k_pages.shape != v_pages.shape:
         raise ValueError(

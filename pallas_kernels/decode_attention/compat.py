@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxinfer.pallas_kernels.arguments import check_arrays
+from jaxinfer.pallas_kernels.arguments import check_ranks
 from jaxinfer.pallas_kernels.decode_attention.api import decode_attention
 
 
@@ -55,13 +55,9 @@ def paged_attention(
         raise TypeError(f"paged_attention has no argument {unknown[0]!r}")
     if k_scales_pages is not None or v_scales_pages is not None:
         raise NotImplementedError("pages of 8 bits with scales are not supported; convert them")
-    check_arrays(q=q, k_pages=k_pages, v_pages=v_pages, block_tables=block_tables)
-    for name, array, shape in (
-        ("q", q, "[B, N, H]"), ("k_pages", k_pages, "[K, P, p, H]"),
-        ("v_pages", v_pages, "[K, P, p, H]"), ("block_tables", block_tables, "[B, M]"),
-    ):  # fmt: skip
-        if array.ndim != len(shape.split(",")):
-            raise ValueError(f"{name} must be {shape}; got shape {array.shape}")
+    check_ranks(
+        q=(q, 3), k_pages=(k_pages, 4), v_pages=(v_pages, 4), block_tables=(block_tables, 2)
+    )
     if block_tables.shape[0] != q.shape[0]:
         raise ValueError(
             f"block_tables must have one row per request (B={q.shape[0]}); got {block_tables.shape}"

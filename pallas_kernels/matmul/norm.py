@@ -28,7 +28,13 @@ class Norm:
 
 
 def check_norm(norm: Norm, width: int, name: str) -> None:
-    """Raise ValueError or TypeError unless it is a `Norm` of rows of `width`."""
+    """Raise ValueError or TypeError unless it is a `Norm` of rows of `width`.
+
+    Args:
+        norm: What was given.
+        width: Elements of a row.
+        name: Of the argument, for messages.
+    """
     if not isinstance(norm, Norm):
         raise TypeError(f"{name} must be a Norm; got {type(norm).__name__}")
     check_arrays(**{f"{name}.weight": norm.weight})

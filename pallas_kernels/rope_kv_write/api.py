@@ -5,7 +5,7 @@ import functools
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxinfer.pallas_kernels.arguments import check_arrays
+from jaxinfer.pallas_kernels.arguments import check_ranks
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose
 from jaxinfer.pallas_kernels.rope_kv_write import config as configs
@@ -120,16 +120,6 @@ def check_shapes(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tok
         num_tokens=(num_tokens, 1),
     )  # fmt: skip
     _check(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens)
-
-
-def check_ranks(**arrays) -> None:
-    """Raise TypeError or ValueError unless these are arrays, of a rank each, and not empty."""
-    check_arrays(**{name: array for name, (array, _) in arrays.items()})
-    for name, (array, rank) in arrays.items():
-        if array.ndim != rank:
-            raise ValueError(f"{name} must have {rank} dimensions; got shape {array.shape}")
-        if array.size == 0:
-            raise ValueError(f"{name} must not be empty; got shape {array.shape}")
 
 
 def _check(q, k, v, cos, sin, k_pages, v_pages, page_table, start, num_tokens) -> None:

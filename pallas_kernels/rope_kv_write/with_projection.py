@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxinfer.pallas_kernels.add_rms_norm.api import add_rms_norm
-from jaxinfer.pallas_kernels.arguments import check_config
+from jaxinfer.pallas_kernels.arguments import check_config, check_ranks
 from jaxinfer.pallas_kernels.device import current_device
 from jaxinfer.pallas_kernels.dispatch import Implementation, NotSupported, choose, is_forced
 from jaxinfer.pallas_kernels.matmul import config as configs
@@ -16,7 +16,7 @@ from jaxinfer.pallas_kernels.matmul.norm import Norm, UndividedNorm, check_norm
 from jaxinfer.pallas_kernels.matmul.rotation import HEAD_DIMS, Heads, Rotation
 from jaxinfer.pallas_kernels.matmul.shape import Config
 from jaxinfer.pallas_kernels.rope_kv_write import config as configs_of_rope
-from jaxinfer.pallas_kernels.rope_kv_write.api import check_ranks, check_shapes, rope_kv_write
+from jaxinfer.pallas_kernels.rope_kv_write.api import check_shapes, rope_kv_write
 from jaxinfer.pallas_kernels.rope_kv_write.places import places
 
 NAME = "project_rope_write"
@@ -138,6 +138,7 @@ def project_rope_write(
     candidates = {
         "mosaic": mosaic, "separate": separate, "xla": functools.partial(separate, "xla"),
     }  # fmt: skip
+    # What it stands for here: who forces one of them wants it by itself.
     parts = ["matmul", "rope_kv_write", *["add_rms_norm"] * (q_norm is not None)]
     if implementation is None and (config is not None or any(map(is_forced, parts))):
         implementation = "separate"
